@@ -1,0 +1,43 @@
+# Needs make, python3 (3.11 or newer) and python3-venv. `make demo` or `make test` may come first.
+BIN := .venv/bin
+
+.PHONY: env ffcv demo test lint types pytest lock clean
+
+env: .venv/.ffcv
+
+.venv/.packages: pyproject.toml requirements.txt
+	@sh .ci/env.sh packages
+	@touch $@
+
+# Tried once; `make ffcv` and `make test` try again.
+.venv/.ffcv: .venv/.packages
+	@sh .ci/env.sh ffcv
+	@touch $@
+
+ffcv: .venv/.packages
+	@sh .ci/env.sh ffcv
+	@touch .venv/.ffcv
+
+demo: env
+	$(BIN)/raycl demo
+
+test: ffcv lint types pytest
+
+lint: .venv/.packages
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: .venv/.packages
+	$(BIN)/mypy
+
+pytest: .venv/.packages
+	$(BIN)/python -m pytest
+
+# Newest versions that pyproject.toml allows; --upgrade is left to who wants it: make lock UPGRADE=--upgrade
+lock: .venv/.packages
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra ffcv \
+		--no-header --no-annotate $(UPGRADE) pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

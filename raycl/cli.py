@@ -1,0 +1,355 @@
+"""The command line: parses, calls one function, prints. Heavy imports wait for their command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from raycl.recipe import Recipe
+
+app = typer.Typer(
+    help="Contrastive and self-supervised learning on Ray: pretrain, evaluate, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List and show recipes.", invoke_without_command=True)
+app.add_typer(data_app, name="data")
+app.add_typer(recipes_app, name="recipes")
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to override.")
+]
+
+
+class Protocol(str, Enum):
+    knn = "knn"
+    linear = "linear"
+    linear_sgd = "linear-sgd"
+
+
+class Importer(str, Enum):
+    digits = "digits"
+    imagefolder = "imagefolder"
+    npz = "npz"
+    cifar10 = "cifar10"
+
+
+def main() -> None:
+    """Entry point: a mistake of the user is one message and status 2, Ctrl-C is status 130."""
+    from raycl.errors import RayclError
+
+    try:
+        app(standalone_mode=False)
+    except RayclError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        import click
+
+        if not isinstance(error, click.ClickException):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+
+
+class Mode(str, Enum):
+    jpg = "jpg"
+    raw = "raw"
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Packaged name, YAML file, or run directory.")
+    ] = None,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run directory to continue.")] = None,
+) -> None:
+    """Pretrain an encoder: `raycl pretrain simclr/cifar10 data.train=... trainer.workers=2`."""
+    from raycl import recipe as recipes
+    from raycl.errors import RayclError
+
+    changes = list(overrides or [])
+    if resume is not None:
+        if recipe is not None and "=" in recipe:
+            changes.insert(0, recipe)
+        elif recipe is not None:
+            raise RayclError("--resume takes the recipe from the run; leave RECIPE out")
+        run, loaded = resume, recipes.load(resume, changes)
+        if not (resume / "recipe.yaml").is_file():
+            raise RayclError(f"--resume {resume}: not a run directory")
+    elif recipe is None:
+        raise RayclError("RECIPE is missing; `raycl recipes` lists the packaged ones")
+    else:
+        loaded = recipes.load(recipe, changes)
+        run = run or _new_run(recipe)
+    _pretrain(loaded, run)
+    typer.echo(f"run: {run}")
+    typer.echo(f"next: raycl evaluate {run}; raycl report {run}")
+
+
+def _new_run(name: str) -> Path:
+    import time
+
+    stem = Path(name).with_suffix("").as_posix().strip("/").replace("/", "-")
+    return Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _pretrain(recipe: Recipe, run: Path) -> None:
+    from raycl.train.trainer import pretrain
+
+    try:
+        with _display(recipe) as listen:
+            pretrain(recipe, run, listen)
+    except KeyboardInterrupt:
+        if (run / "recipe.yaml").is_file():
+            typer.echo(f"interrupted; go on with: raycl pretrain --resume {run}", err=True)
+            sys.exit(130)
+        raise
+
+
+@contextmanager
+def _display(recipe: Recipe) -> Iterator[Any]:
+    """One tidy line that tells how far a run is; plain lines where nobody watches a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    epochs = recipe.trainer.stop.epochs
+    console = Console(stderr=True)
+    known: dict[str, Any] = {}
+
+    def text() -> str:
+        parts = [f"loss {known['loss']:.3f}"] if "loss" in known else []
+        if "knn" in known:
+            parts.append(f"kNN {100 * known['knn']:.1f} %")
+        if "images_per_second" in known:
+            parts.append(f"{known['images_per_second']:.0f} images/s")
+        if "wait_share" in known:
+            parts.append(f"waiting {100 * known['wait_share']:.0f} %")
+        return "  ".join(parts)
+
+    if not console.is_terminal:
+        shown = -1
+
+        def listen_plainly(record: dict[str, Any]) -> None:
+            nonlocal shown
+            known.update(record)
+            if int(record["epoch"]) > shown:
+                shown = int(record["epoch"])
+                typer.echo(f"epoch {record['epoch']:.1f}/{epochs}  {text()}", err=True)
+
+        yield listen_plainly
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("epoch {task.completed:.1f}/{task.total:g}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task(recipe.method["name"], total=epochs, text="starting")
+
+        def listen(record: dict[str, Any]) -> None:
+            known.update(record)
+            bar.update(task, completed=record["epoch"], text=text())
+
+        yield listen
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    protocol: Annotated[list[Protocol] | None, typer.Option(help="Instead of the recipe's.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also raw pixels and the untrained encoder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a run's encoder: weighted kNN, linear probes, few labels."""
+    from raycl.train.evaluation import evaluate as score
+
+    names = [p.value for p in protocol] if protocol else None
+    result = score(run, names, baselines=baselines, listen=lambda m: typer.echo(f"scoring {m}", err=True))
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        _table(result["rows"])
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys((row["labels"], row["protocol"]) for row in rows))
+    table = Table(title="accuracy on the test set, %")
+    table.add_column("representation")
+    for labels, protocol in columns:
+        table.add_column(f"{protocol}\n{labels}" + (" labels" if labels == "all" else ""), justify="right")
+    for name in dict.fromkeys(row["representation"] for row in rows):
+        found = {(r["labels"], r["protocol"]): r["accuracy"] for r in rows if r["representation"] == name}
+        table.add_row(name, *(f"{100 * found[column]:.1f}" for column in columns))
+    Console().print(table)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write RUN/report.html: recipe, curves, accuracies, views and an embedding map in one file."""
+    from raycl.errors import RayclError
+    from raycl.report.page import write_report
+
+    if not (run / "recipe.yaml").is_file():
+        raise RayclError(f"{run}: holds no recipe.yaml, so it is no run directory")
+    typer.echo(write_report(run))
+
+
+@app.command()
+def demo(
+    run: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Pretrain SimCLR on handwritten digits with two Ray workers, evaluate it, write a report."""
+    from raycl import recipe as recipes
+    from raycl.data.sink import Storage, import_dataset
+    from raycl.report.page import write_report
+    from raycl.train.evaluation import evaluate as score
+
+    run = run or _new_run("demo")
+    data = run.with_name(f"{run.name}-data")
+    if not data.exists():
+        import_dataset("digits", None, data, storage=Storage(shard_samples=512))
+    typer.echo(f"data: {data} (scikit-learn's handwritten digits)", err=True)
+    places = [f"data.train={data / 'train'}", f"data.test={data / 'test'}"]
+    _pretrain(recipes.load("simclr/digits", [*places, f"trainer.seed={seed}"]), run)
+    result = score(run, baselines=True)
+    _table(result["rows"])
+    typer.echo(f"report: {write_report(run)}")
+
+
+@data_app.command("import")
+def import_(
+    kind: Annotated[Importer, typer.Argument(help="What the source is.")],
+    places: Annotated[list[str], typer.Argument(metavar="[SRC] OUT", help="Source and target.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first samples of train.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="How images are stored.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Scale longer sides down to this.")] = None,
+    quality: Annotated[int, typer.Option(help="Of JPEGs that are encoded here.")] = 90,
+    shard_samples: Annotated[int | None, typer.Option(help="Samples of one shard.")] = None,
+) -> None:
+    """Turn images into .beton shards: all of them, or nothing is written. digits needs no SRC."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from raycl.data.sink import Storage, import_dataset
+    from raycl.errors import RayclError
+
+    expected = 1 if kind is Importer.digits else 2
+    if len(places) != expected:
+        need = "OUT" if expected == 1 else "SRC OUT"
+        raise RayclError(f"data import {kind.value}: {need} is needed, given was {' '.join(places)}")
+    source = places[0] if expected == 2 else None
+    storage = Storage(mode.value if mode else None, resolution, quality, shard_samples)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(kind.value, total=None)
+        written = import_dataset(
+            kind.value,
+            source,
+            places[-1],
+            limit=limit,
+            storage=storage,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for part in written:
+        classes = f", {len(part.classes)} classes" if part.classes else ", no labels"
+        size = f"{part.bytes / 1e6:.1f} MB"
+        typer.echo(f"{part.path}: {part.samples} samples in {part.shards} shards, {size}{classes}")
+
+
+@data_app.command()
+def info(data: list[str]) -> None:
+    """What a data set holds."""
+    from raycl.data import inspect
+    from raycl.data.shards import Shards
+
+    typer.echo(json.dumps(inspect.info(Shards(data)), indent=1))
+
+
+@data_app.command()
+def verify(data: list[str]) -> None:
+    """Decode every sample; lists the damaged ones and ends with status 1 if there are any."""
+    from raycl.data.shards import Shards
+
+    shards = Shards(data)
+    count = 0
+    for problem in shards.verify():
+        count += 1
+        typer.echo(problem)
+    typer.echo(f"{len(shards)} samples, {count} problems", err=True)
+    if count:
+        sys.exit(1)
+
+
+@data_app.command()
+def preview(
+    data: str,
+    out: Annotated[Path, typer.Argument(help="The PNG to write.")],
+    recipe: Annotated[str, typer.Option(help="Whose views to draw.")] = "simclr/cifar10",
+    override: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the recipe.")] = None,
+    count: int = 8,
+    seed: int = 0,
+) -> None:
+    """A contact sheet of samples and of the views that a recipe draws from them."""
+    from raycl.data import inspect
+    from raycl.data.shards import Shards
+    from raycl.recipe import load
+
+    streams = load(recipe, override or []).streams
+    views = {name: view for stream in streams.values() for name, view in stream.views.items()}
+    typer.echo(inspect.preview(Shards(data), views, out, seed=seed, count=count))
+
+
+@recipes_app.callback()
+def list_recipes(context: typer.Context) -> None:
+    """List the packaged recipes."""
+    if context.invoked_subcommand:
+        return
+    from raycl.recipe import packaged
+
+    for name, path in packaged().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        typer.echo(f"{name:24} {first.removeprefix('# ')}")
+
+
+@recipes_app.command()
+def show(name: str, overrides: Overrides = None) -> None:
+    """Print a recipe with every field resolved."""
+    from raycl.recipe import load
+
+    typer.echo(load(name, overrides or []).to_yaml(), nl=False)
+
+
+@recipes_app.command()
+def schema(
+    method: Annotated[str | None, typer.Option(help="Fill in this method's fields.")] = None,
+) -> None:
+    """Print the JSON Schema of recipes."""
+    from raycl.recipe import schema as json_schema
+
+    typer.echo(json.dumps(json_schema(method), indent=1))

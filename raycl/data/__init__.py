@@ -1,0 +1,1 @@
+"""The data path: from shards to the batches of a rank."""

@@ -1,0 +1,85 @@
+"""Residual networks (He et al. 2016; stride in the 3x3 convolution), of any width."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from raycl.nn.batchnorm import BatchNorm, Scope
+
+Depth = Literal[18, 34, 50, 101]
+Stem = Literal["imagenet", "cifar"]
+
+_BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """A ResNet without classifier; its parameters carry torchvision's names.
+
+    Args:
+        depth: layers.
+        width: channels of the first stage; SimCLR's "2x" is 128.
+        stem: "imagenet" quarters the resolution; "cifar" keeps it (3x3, stride 1, no pooling), for
+            images of about 32 pixels.
+        scope: whose rows batch norm shares its statistics with.
+
+    Attributes:
+        dim: features per image.
+    """
+
+    def __init__(
+        self,
+        depth: Depth = 50,
+        width: int = 64,
+        stem: Stem = "imagenet",
+        scope: Scope = "lane",
+    ) -> None:
+        super().__init__()
+        block, counts = _BLOCKS[depth]
+        norm = partial(BatchNorm, scope=scope)
+        self.dim = 8 * width * block.expansion
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels = width
+        for index, count in enumerate(counts):
+            planes, stride = width << index, 1 if index == 0 else 2
+            shortcut = None
+            if stride > 1 or channels != planes * block.expansion:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(channels, planes * block.expansion, 1, stride=stride, bias=False),
+                    norm(planes * block.expansion),
+                )
+            blocks = [block(channels, planes, stride, shortcut, norm_layer=norm)]
+            channels = planes * block.expansion
+            blocks += [block(channels, planes, norm_layer=norm) for _ in range(count - 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> globally averaged features (N, dim)."""
+        return self.maps(x)["layer4"].mean((2, 3))
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The feature map (N, C, h, w) after each part: "stem" (pooled), "layer1" .. "layer4"."""
+        maps = {"stem": self.maxpool(self.relu(self.bn1(self.conv1(x))))}
+        x = maps["stem"]
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
+            maps[name] = x
+        return maps

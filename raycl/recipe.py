@@ -1,0 +1,441 @@
+"""The recipe: the typed, validated description of one run.
+
+A recipe is YAML with the sections below; `key=value` overrides set any dotted field. It is loaded
+from a packaged name (`simclr/digits`), a path, or a run directory. Two sections are typed by the
+method: `method` by its `Config`, `views` by the views that it draws. A field directly under `views`
+applies to every view, one under a view's name only to that view.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raycl.errors import RayclError
+
+if TYPE_CHECKING:
+    from raycl.methods.base import DataInfo, Method, Stream
+
+
+class RecipeError(RayclError):
+    """A recipe that cannot be run: one line for each wrong field."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where samples come from and in which order."""
+
+    train: str | list[str] | None = Field(None, description="shard, directory, glob, or list of them")
+    test: str | list[str] | None = Field(None, description="held-out set that protocols score on")
+    limit: int | None = Field(None, ge=1, description="use only the first samples of train")
+    indices: str | None = Field(None, description=".npy of sample ids of train to use")
+    weights: str | None = Field(None, description=".npy of sampling weights, one per sample used")
+    pairs: str | None = Field(None, description=".npy (M, 2) of sample ids that travel together")
+    order: Literal["random", "sequential"] = "random"
+    threads: int = Field(1, ge=1, description="decoding threads of one worker")
+    corrupt: Literal["error", "substitute"] = Field(
+        "error", description="a sample that cannot be decoded: stop, or use its neighbour and count"
+    )
+
+
+class Optimizer(Section):
+    """How parameters move. `lr` is multiplied by batch/256 (linear) or sqrt(batch) (sqrt)."""
+
+    name: Literal["lars", "sgd", "adam", "adamw"] = "lars"
+    lr: float = Field(0.3, gt=0)
+    lr_scaling: Literal["none", "linear", "sqrt"] = "linear"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(1e-6, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(10, ge=0)
+    clip: float | None = Field(None, gt=0, description="bound on the gradient's global norm")
+    per: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="other values for one of several optimizers, by its name"
+    )
+
+    def of(self, name: str) -> Optimizer:
+        """The settings of one of a method's optimizers."""
+        return Optimizer(**{**self.model_dump(exclude={"per"}), **self.per.get(name, {})})
+
+
+class Patience(Section):
+    """Stop when `metric` has not improved for `epochs` epochs; the best weights are restored."""
+
+    metric: str = "loss"
+    epochs: int = Field(20, ge=1)
+    mode: Literal["min", "max"] = "min"
+
+
+class Stop(Section):
+    epochs: int = Field(100, ge=1)
+    steps: int | None = Field(None, ge=1, description="stop after so many steps, if that is earlier")
+    patience: Patience | None = None
+
+
+class Checkpoint(Section):
+    every_epochs: int = Field(1, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Trainer(Section):
+    """Who computes. The global batch is `lanes * batch`, on any number of workers."""
+
+    workers: int = Field(1, ge=1)
+    lanes: int = Field(1, ge=1, description="virtual devices; workers must divide them")
+    batch: int = Field(256, ge=1, description="samples of one lane")
+    lanes_at_once: int | None = Field(
+        None, ge=1, description="lanes in memory at a time; losses are accumulated exactly"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    address: str | None = Field(None, description="Ray cluster to run on, 'auto' for this machine's")
+    seed: int = Field(0, ge=0)
+    stop: Stop = Stop()
+    checkpoint: Checkpoint = Checkpoint()
+    log_every: int = Field(10, ge=1, description="steps between two logged ones")
+
+    @model_validator(mode="after")
+    def _divide(self) -> Trainer:
+        if self.lanes % self.workers:
+            fits = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+            raise ValueError(
+                f"workers={self.workers} does not divide lanes={self.lanes}; "
+                f"allowed numbers of workers: {', '.join(map(str, fits))}"
+            )
+        if self.lanes_at_once and (self.lanes // self.workers) % self.lanes_at_once:
+            raise ValueError(
+                f"lanes_at_once={self.lanes_at_once} does not divide the "
+                f"{self.lanes // self.workers} lanes of a worker"
+            )
+        return self
+
+
+class Knn(Section):
+    k: int = Field(200, ge=1)
+    temperature: float = Field(0.07, gt=0)
+
+
+class Evaluation(Section):
+    """How the encoder is measured, during the run and after it."""
+
+    every_epochs: int = Field(0, ge=0, description="online kNN every so many epochs; 0: never")
+    protocols: list[Literal["knn", "linear", "linear-sgd"]] = ["knn", "linear"]
+    knn: Knn = Knn()
+    few: list[int] = Field([], description="labels a class of the few-label rows")
+    batch: int = Field(512, ge=1)
+
+
+class Recipe(Section):
+    method: dict[str, Any]
+    views: dict[str, Any] = {}
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    trainer: Trainer = Trainer()
+    evaluation: Evaluation = Evaluation()
+    init_from: str | None = Field(None, description="run directory or .safetensors to start from")
+
+    @property
+    def method_class(self) -> type[Method]:
+        return resolve_method(self.method["name"])
+
+    @property
+    def method_config(self) -> Any:
+        settings = {key: value for key, value in self.method.items() if key != "name"}
+        return self.method_class.Config(**settings)
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The method's streams with the recipe's `views` applied."""
+        streams = self.method_class.views(self.method_config)
+        return {
+            name: stream.model_copy(
+                update={"views": {k: self._view(k, v) for k, v in stream.views.items()}}
+            )
+            for name, stream in streams.items()
+        }
+
+    def _view(self, name: str, default: BaseModel) -> Any:
+        names = {v for s in self.method_class.views(self.method_config).values() for v in s.views}
+        shared = {key: value for key, value in self.views.items() if key not in names}
+        settings = merge(merge(default.model_dump(), shared), self.views.get(name) or {})
+        return type(default).model_validate(settings)
+
+    def build(self, data: DataInfo | None = None) -> Method:
+        return self.method_class(self.method_config, data)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, as plain data; loading it gives the same recipe."""
+        plain = self.model_dump(mode="json")
+        plain["method"] = {
+            "name": self.method["name"],
+            **self.method_config.model_dump(mode="json"),
+        }
+        views = {
+            name: view.model_dump(mode="json")
+            for stream in self.streams.values()
+            for name, view in stream.views.items()
+        }
+        plain["views"] = _collapse(views)
+        return plain
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=100)
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change`, section by section; null removes a section."""
+    merged = dict(base)
+    for key, value in change.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def _collapse(views: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What all views share, once, and under each view's name what is its own."""
+    first = next(iter(views.values()))
+    shared = {k: v for k, v in first.items() if all(k in w and w[k] == v for w in views.values())}
+    own = {n: {k: v for k, v in w.items() if k not in shared} for n, w in views.items()}
+    return {**shared, **{name: rest for name, rest in own.items() if rest}}
+
+
+def resolve_method(name: str) -> type[Method]:
+    """A built-in by the name of its file, or any `package.module:Class`."""
+    from raycl.methods.base import Method
+
+    module_name, _, class_name = name.partition(":")
+    builtin = not class_name
+    if builtin:
+        known = [p.stem for p in Path(str(resources.files("raycl.methods"))).glob("[!_]*.py")]
+        known.remove("base")
+        if name not in known:
+            raise RecipeError(
+                f"method.name: {name!r} is neither a built-in method "
+                f"({', '.join(sorted(known))}) nor package.module:Class{_nearest(name, known)}"
+            )
+        module_name = f"raycl.methods.{name}"
+    elif "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a console script does not look where the user stands
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise
+        raise RecipeError(
+            f"method.name: no module {module_name!r} can be imported from {Path.cwd()}"
+        ) from error
+    if not builtin:
+        found = getattr(module, class_name, None)
+        if not (inspect.isclass(found) and issubclass(found, Method)):
+            raise RecipeError(f"method.name: {class_name!r} of {module_name} is no raycl Method")
+        return found
+    return next(
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module_name
+    )
+
+
+def packaged() -> dict[str, Path]:
+    """Packaged recipes by name, `simclr/digits` and so on."""
+    root = Path(str(resources.files("raycl"))) / "recipes"
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+    }
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        source: a packaged name, a YAML file, or a run directory.
+        overrides: `dotted.key=value`; values are read as YAML, null removes.
+
+    Raises:
+        RecipeError: naming every wrong field, what was given and what is allowed.
+    """
+    path, known = Path(source), packaged()
+    if path.is_dir():
+        path = path / "recipe.yaml"
+        if not path.is_file():
+            raise RecipeError(f"{source}: this directory holds no recipe.yaml, so it is no run")
+    elif str(source) in known:
+        path = known[str(source)]
+    elif not path.is_file():
+        raise RecipeError(
+            f"unknown recipe {str(source)!r}: neither a packaged recipe, a file, nor a run "
+            f"directory{_nearest(str(source), known)}; `raycl recipes` lists the packaged ones"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, this is {_kind(content)}")
+    for override in overrides:
+        _override(content, override)
+    return validate(content, str(path if path.suffix == ".yaml" else source))
+
+
+def validate(content: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """The recipe of plain data; collects every mistake before it raises."""
+    problems: list[str] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        problems += _explain(error, Recipe, ())
+    method = content.get("method")
+    if isinstance(method, dict):
+        problems += _method_problems(method, content.get("views") or {})
+    if problems or recipe is None:
+        raise RecipeError(f"{origin}:\n" + "\n".join(f"  {line}" for line in problems))
+    return recipe
+
+
+def _method_problems(method: dict[str, Any], views: dict[str, Any]) -> list[str]:
+    if not isinstance(method.get("name"), str):
+        return ["method.name: missing; give a built-in method or package.module:Class"]
+    try:
+        cls = resolve_method(method["name"])
+    except RecipeError as error:
+        return [str(error)]
+    settings = {key: value for key, value in method.items() if key != "name"}
+    try:
+        config = cls.Config(**settings)
+    except ValidationError as error:
+        return _explain(error, cls.Config, ("method",))
+    if not isinstance(views, dict):
+        return [f"views: a mapping of fields is needed, {_kind(views)} was given"]
+    specs = {name: v for s in cls.views(config).values() for name, v in s.views.items()}
+    shared = {key: value for key, value in views.items() if key not in specs}
+    problems: list[str] = []
+    for name, default in specs.items():
+        own = views.get(name) or {}
+        try:
+            type(default).model_validate(merge(merge(default.model_dump(), shared), own))
+        except ValidationError as error:
+            for detail in error.errors():
+                inside = _reach(own, detail["loc"])
+                at = ("views", name) if inside else ("views",)
+                line = _explain_one(detail, type(default), at, extra=specs if not inside else ())
+                problems += [line] if line not in problems else []
+    return problems
+
+
+def _reach(tree: Any, location: Iterable[Any]) -> bool:
+    for key in location:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key or not all(key.split(".")):
+        raise RecipeError(f"override {override!r}: write it as dotted.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+    if isinstance(value, str):
+        try:
+            value = float(value)  # YAML reads 1e-4, without a dot, as text
+        except ValueError:
+            pass
+    *sections, last = key.split(".")
+    here = content
+    for name in sections:
+        if not isinstance(here.get(name), dict):
+            here[name] = {}
+        here = here[name]
+    here[last] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel], at: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(_explain_one(detail, model, at) for detail in error.errors()))
+
+
+def _explain_one(
+    detail: Any, model: type[BaseModel], at: tuple[str, ...], extra: Iterable[str] = ()
+) -> str:
+    """One line: dotted field, what was given, what is allowed, the nearest known field."""
+    location = [part for part in detail["loc"] if not (isinstance(part, str) and "[" in part)]
+    dotted = ".".join([*at, *map(str, location)]) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        fields = [*_fields(model, location[:-1]), *extra]
+        where = ".".join([*at, *map(str, location[:-1])]) or "a recipe"
+        return (
+            f"{dotted}: unknown field{_nearest(str(location[-1]), fields)}; "
+            f"{where} has: {', '.join(fields)}"
+        )
+    if detail["type"] == "missing":
+        return f"{dotted}: missing, this field is needed"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if detail["type"] == "value_error":
+        return f"{dotted}: {message}"
+    return f"{dotted}: {detail['input']!r} was given, allowed is {message}"
+
+
+def _fields(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
+    """Names of the fields of the model at a location inside a model."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        choices = [field.annotation, *get_args(field.annotation)]
+        nested = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:
+    """Dotted fields in which two resolved recipes differ, with both values."""
+    lines: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        one, two = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            lines += differences(one, two, f"{at}{key}.")
+        elif one != two:
+            lines.append(f"{at}{key}: {one!r} there, {two!r} here")
+    return lines
+
+
+def schema(method: str | None = None) -> dict[str, Any]:
+    """JSON Schema of recipes; with a method's name its fields are filled in."""
+    whole = Recipe.model_json_schema()
+    if method:
+        cls = resolve_method(method)
+        own = cls.Config.model_json_schema(ref_template="#/$defs/{model}")
+        whole["$defs"].update(own.pop("$defs", {}))
+        own["properties"] = {"name": {"const": method}, **own.get("properties", {})}
+        whole["properties"]["method"] = own
+    return whole

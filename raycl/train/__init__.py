@@ -1,0 +1,1 @@
+"""Training on Ray: driver, worker loop, optimizers, checkpoints and observers."""

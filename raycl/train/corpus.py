@@ -1,0 +1,61 @@
+"""A whole data set, embedded: what online kNN, cluster-based methods and protocols ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raycl.data.loader import walk
+from raycl.data.shards import Shards
+from raycl.nn import collectives
+from raycl.views.image import ImageView
+
+
+@dataclass
+class ShardCorpus:
+    """Samples `ids` of a data set seen through one view; rows are shared out over the ranks."""
+
+    shards: Shards
+    ids: np.ndarray
+    view: ImageView
+    batch: int
+    device: torch.device
+    threads: int = 1
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def labels(self) -> Tensor:
+        """(N,) in the order of `ids`."""
+        return torch.from_numpy(self.shards.column("label")[self.ids])
+
+    @torch.no_grad()
+    def embed(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
+        """Ids (N,) and features (N, D) on the CPU, in the order of `ids`, on every rank.
+
+        The encoder runs in evaluation mode and is left as it was.
+        """
+        rank, world = collectives.rank(), collectives.world_size()
+        share = -(-len(self.ids) // world)
+        mine = np.resize(self.ids[rank::world], share)  # equal shares; what is repeated is cut off
+        training = encoder.training
+        encoder.eval()
+        features = torch.cat(
+            [
+                encoder(batch["view"]).flatten(1).float()
+                for batch in walk(
+                    self.shards,
+                    self.view,
+                    mine,
+                    batch=self.batch,
+                    device=self.device,
+                    threads=self.threads,
+                )
+            ]
+        )
+        encoder.train(training)
+        every = collectives.concat(features).unflatten(0, (world, share))
+        return torch.from_numpy(self.ids), every.transpose(0, 1).flatten(0, 1)[: len(self)].cpu()

@@ -1,0 +1,214 @@
+"""Scores a run: its encoder, beside raw pixels and its untrained self, by published protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raycl import recipe as recipes
+from raycl.data.loader import walk
+from raycl.data.order import Order, singles
+from raycl.errors import RayclError
+from raycl.evaluate.knn import knn
+from raycl.evaluate.labels import check_pair, few_labels
+from raycl.evaluate.linear import linear_lbfgs, linear_sgd
+from raycl.methods.base import DataInfo
+from raycl.recipe import Recipe
+from raycl.train import checkpoint
+from raycl.train.corpus import ShardCorpus
+from raycl.train.run import has_labels, open_data
+from raycl.train.worker import evaluation_view, training_corpus
+from raycl.views.image import Crop
+
+MAPPED = 2000  # samples of the embedding map
+Row = dict[str, Any]
+
+
+class Pixels(nn.Module):
+    """Raw pixels as features: the baseline that every encoder has to beat."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def evaluate(
+    run: Path,
+    protocols: Sequence[str] | None = None,
+    *,
+    baselines: bool = False,
+    listen: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Scores the newest checkpoint; writes RUN/evaluation.json and RUN/embedding.npz.
+
+    Args:
+        protocols: instead of the recipe's: "knn", "linear", "linear-sgd".
+        baselines: also raw pixels and the encoder as it was before training.
+        listen: hears what is being computed.
+
+    Returns:
+        What evaluation.json holds: `rows` with representation, labels, protocol, accuracy.
+    """
+    recipe = recipes.load(run)
+    saved = checkpoint.require(run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, test = corpora(recipe, device)
+    encoders: dict[str, Callable[[], nn.Module]] = {}
+    if baselines:
+        encoders |= {
+            "raw pixels": Pixels,
+            "untrained encoder": lambda: _untrained(recipe, train),
+        }
+    encoders["trained encoder"] = lambda: _trained(recipe, train, saved)
+    chosen = list(protocols or recipe.evaluation.protocols)
+    rows: list[Row] = []
+    features = torch.empty(0)
+    for name, make in encoders.items():
+        listen(name)
+        encoder = make().to(device).eval()
+        features = test.embed(encoder)[1]
+        rows += _score(recipe, name, encoder, train, test, features, chosen)
+    result = {
+        "seed": recipe.trainer.seed,
+        "step": int(saved.name.removeprefix("step-")),
+        "rows": rows,
+    }
+    _write_json(run / "evaluation.json", result)
+    _write_map(run, features, test)
+    return result
+
+
+def corpora(recipe: Recipe, device: torch.device) -> tuple[ShardCorpus, ShardCorpus]:
+    """Training and test set as the protocols see them; refuses sets without labels."""
+    train_set, test_set = open_data(recipe, "train"), open_data(recipe, "test")
+    for name, shards in (("train", train_set), ("test", test_set)):
+        if not has_labels(shards):
+            raise RayclError(
+                f"data.{name}: {shards.paths[0].parent} has no field 'label', which kNN and linear "
+                f"probes need; import the images from a folder per class, or evaluate on another "
+                f"data set with data.{name}=..."
+            )
+    train = training_corpus(recipe, train_set, device)
+    test = ShardCorpus(
+        test_set, np.arange(len(test_set)), train.view, train.batch, device, train.threads
+    )
+    check_pair(torch.zeros(len(train), 1), train.labels(), "training")
+    return train, test
+
+
+def _untrained(recipe: Recipe, train: ShardCorpus) -> nn.Module:
+    torch.manual_seed(recipe.trainer.seed)
+    return recipe.build(DataInfo(len(train.shards), train.shards.classes)).encoder
+
+
+def _trained(recipe: Recipe, train: ShardCorpus, saved: Path) -> nn.Module:
+    method = recipe.build(DataInfo(len(train.shards), train.shards.classes))
+    method.load_state_dict(checkpoint.load(saved, 0)["method"])
+    return method.encoder
+
+
+def _score(
+    recipe: Recipe,
+    name: str,
+    encoder: nn.Module,
+    train: ShardCorpus,
+    test: ShardCorpus,
+    test_x: Tensor,
+    protocols: Sequence[str],
+) -> list[Row]:
+    train_x = train.embed(encoder)[1]
+    train_y, test_y = train.labels(), test.labels()
+    settings, seed = recipe.evaluation, recipe.trainer.seed
+    subsets = {"all": np.arange(len(train))}
+    for count in settings.few:
+        subsets[f"{count} a class"] = few_labels(train_y, count, seed)
+    rows: list[Row] = []
+    for labels, chosen in subsets.items():
+        x, y = train_x[chosen], train_y[chosen]
+        for protocol in protocols:
+            if protocol == "knn":
+                k, temperature = settings.knn.k, settings.knn.temperature
+                guess = knn(x, y, test_x, k, temperature)
+                accuracy = (guess == test_y).double().mean().item()
+            elif protocol == "linear":
+                accuracy = linear_lbfgs(x, y, test_x, test_y, seed=seed)
+            else:
+                accuracy = linear_sgd(
+                    _augmented(recipe, encoder, train, chosen),
+                    test_x,
+                    test_y,
+                    samples=len(chosen),
+                    classes=int(max(train_y.max(), test_y.max())) + 1,
+                )
+            rows.append(
+                {
+                    "representation": name,
+                    "labels": labels,
+                    "protocol": protocol,
+                    "accuracy": accuracy,
+                    "train": len(x),
+                    "test": len(test_x),
+                }
+            )
+    return rows
+
+
+def _augmented(
+    recipe: Recipe, encoder: nn.Module, train: ShardCorpus, chosen: np.ndarray
+) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    """Features of randomly cropped and flipped images, anew every epoch (paper, appendix B.6)."""
+    size = min(recipe.evaluation.batch, len(chosen))
+    order = Order(singles(train.ids[chosen]), 1, size, recipe.trainer.seed)
+    flip = next(iter(next(iter(recipe.streams.values())).views.values())).flip
+    view = evaluation_view(recipe).model_copy(update={"crop": Crop(), "flip": flip})
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        ids = order.plan(epoch).reshape(-1)
+        for batch in walk(
+            train.shards,
+            view,
+            ids,
+            batch=size,
+            device=train.device,
+            threads=train.threads,
+            seed=recipe.trainer.seed,
+            epoch=epoch,
+        ):
+            with torch.no_grad():
+                yield encoder(batch["view"]).flatten(1).float().cpu(), batch["label"].cpu()
+
+    return batches
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
+
+
+def _write_map(run: Path, features: Tensor, test: ShardCorpus) -> None:
+    """Embeddings of some test samples, for the report and TensorBoard's projector."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    features, labels = features[:MAPPED], test.labels()[:MAPPED]
+    count = int(labels.max()) + 1
+    classes = test.shards.classes or [str(i) for i in range(count)]
+    np.savez_compressed(
+        run / "embedding.npz",
+        features=features.numpy().astype(np.float32),
+        labels=labels.numpy(),
+        classes=json.dumps(classes),
+    )
+    ids = test.ids[: len(features)]
+    pictures = torch.cat(
+        [b["view"].cpu() for b in walk(test.shards, test.view, ids, batch=512, device=torch.device("cpu"))]
+    )
+    writer: Any = SummaryWriter(str(run / "tensorboard" / "projector"))
+    names = [classes[label] for label in labels]
+    writer.add_embedding(features, metadata=names, label_img=pictures.clamp(0, 1))
+    writer.close()

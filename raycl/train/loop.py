@@ -1,0 +1,360 @@
+"""The loop of one rank: the same code in this process, in a Ray Train worker and in a trial.
+
+It knows methods only by their contract, and Ray not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raycl.errors import RayclError
+from raycl.methods.base import Batch, Corpus, Method, Output, Step
+from raycl.nn import collectives
+from raycl.nn.batchnorm import average_statistics
+from raycl.nn.lanes import Layout, use
+from raycl.recipe import Recipe
+from raycl.train import checkpoint, optim
+from raycl.train.gradients import GradientAverager
+from raycl.train.observers import Event, Observer
+
+Backward = Callable[[], None]
+
+
+class Batches(Protocol):
+    """Where batches come from."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass
+class Place:
+    """Where this rank is: its device and the lanes that it runs."""
+
+    device: torch.device
+    lanes: Sequence[int]
+    rank: int = 0
+    world: int = 1
+
+
+class Loop:
+    """Trains a method; everything with state is in `state()`, and so in the checkpoint.
+
+    Args:
+        run: run directory, None to write nothing.
+        corpus: the training set for `before_epoch` and observers.
+        notify: hears of every checkpoint, with its step and folder.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        batches: Batches,
+        place: Place,
+        *,
+        run: Path | None = None,
+        corpus: Corpus | None = None,
+        observers: Sequence[Observer] = (),
+        notify: Callable[[int, Path], None] = lambda step, folder: None,
+    ) -> None:
+        trainer = recipe.trainer
+        self.recipe, self.method, self.batches, self.place = recipe, method, batches, place
+        self.run, self.corpus, self.observers, self.notify = run, corpus, observers, notify
+        self.total = trainer.stop.epochs * batches.steps
+        if trainer.stop.steps:
+            self.total = min(self.total, trainer.stop.steps)
+        layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
+        method.to(place.device, memory_format=layout)  # type: ignore[call-overload]
+        collectives.broadcast([*method.parameters(), *method.buffers()])
+        self.settings = {name: recipe.optimizer.of(name) for name in method.parameter_groups()}
+        rows = trainer.lanes * trainer.batch
+        self.optimizers = {
+            name: optim.build(groups, self.settings[name], rows)
+            for name, groups in method.parameter_groups().items()
+        }
+        self.parameters = {
+            name: [p for group in optimizer.param_groups for p in group["params"]]
+            for name, optimizer in self.optimizers.items()
+        }
+        self.averagers = {name: GradientAverager(ps) for name, ps in self.parameters.items()}
+        self.step = 0
+        self.done = False
+        self.interrupted = False  # set from outside: save after this step and stop
+        self.metrics: dict[str, float] = {}
+        self.best: dict[str, Any] = {}
+        self._sum: dict[str, Tensor] = {}
+        self._summed = 0
+        self._check_accumulation()
+
+    def _check_accumulation(self) -> None:
+        at_once = self.recipe.trainer.lanes_at_once
+        if not at_once or at_once == len(self.place.lanes):
+            return
+        if type(self.method).training_step is not Method.training_step:
+            raise RayclError(
+                f"trainer.lanes_at_once: {type(self.method).__name__} has a training_step of its "
+                f"own and cannot be accumulated; leave the field out"
+            )
+        if any(getattr(m, "scope", "lane") == "global" for m in self.method.modules()):
+            raise RayclError(
+                "trainer.lanes_at_once: batch norm over the global batch needs all lanes at once; "
+                "set method.batch_norm=lane or leave the field out"
+            )
+
+    # -- running
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the end; returns the latest value of every metric."""
+        while not self.done:
+            epoch, start = divmod(self.step, self.batches.steps)
+            if start == 0:
+                self._before_epoch(epoch)
+            self._epoch(epoch, start)
+            average_statistics(self.method)
+            self.done = self.step == self.total
+            event = self._event(self._at(epoch), logged=True)
+            for observer in self.observers:
+                observer.after_epoch(event)
+            self.metrics |= event.metrics
+            self.done |= self._out_of_patience(epoch)
+            if self.done and "method" in self.best:
+                self.method.load_state_dict(self.best["method"])
+            if self.done or (epoch + 1) % self.recipe.trainer.checkpoint.every_epochs == 0:
+                self.save()
+        return self.metrics
+
+    def _before_epoch(self, epoch: int) -> None:
+        if type(self.method).before_epoch is Method.before_epoch or self.corpus is None:
+            return
+        before = {p: p._version for ps in self.parameters.values() for p in ps}
+        self.method.before_epoch(self.corpus, self._at(epoch))
+        if {p for p in self.method.parameters() if p.requires_grad} - set(before):
+            raise RuntimeError("before_epoch() replaced parameters; re-initialise them in place")
+        fresh = [p for p, version in before.items() if p._version != version]
+        for optimizer in self.optimizers.values():
+            for parameter in fresh:
+                optimizer.state.pop(parameter, None)
+        # Ranks that re-initialise on their own would drift apart without an error.
+        collectives.broadcast([*fresh, *self.method.buffers()])
+
+    def _epoch(self, epoch: int, start: int) -> None:
+        every = self.recipe.trainer.log_every
+        self.method.train()
+        with contextlib.closing(self.batches.epoch(epoch, start)) as stream:  # type: ignore[type-var]
+            for batch in stream:
+                step = self._at(epoch)
+                embedding = self._train(batch, step)
+                self.step += 1
+                logged = self.step % every == 0
+                event = self._event(step, batch, embedding, logged=logged)
+                for observer in self.observers:
+                    observer.after_step(event)
+                self.metrics |= event.metrics
+                if self.interrupted:
+                    self.save()
+                    raise KeyboardInterrupt
+                if self.step == self.total:
+                    break
+
+    def _event(
+        self,
+        step: Step,
+        batch: Batch | None = None,
+        embedding: Tensor | None = None,
+        *,
+        logged: bool,
+    ) -> Event:
+        metrics = self._mean_metrics() if logged and self._summed else {}
+        return Event(step, metrics, batch or {}, embedding, self.method, logged, self.done)
+
+    def _at(self, epoch: int) -> Step:
+        seed = self.recipe.trainer.seed
+        return Step(self.step, epoch, self.total, seed, tuple(self.place.lanes))
+
+    # -- one step
+
+    def _train(self, batch: Batch, step: Step) -> Tensor | None:
+        # Whatever still draws from the global generators draws the same after a resume.
+        torch.manual_seed(step.seed * 1_000_003 + step.index * 1_009 + self.place.rank)
+        embedding = None
+        for output, backward in self._turns(batch, step):
+            name = output.optimizer
+            optimizer, settings = self.optimizers[name], self.settings[name]
+            warmup = round(settings.warmup_epochs * self.batches.steps)
+            rate = optim.set_rate(optimizer, settings, step.index, self.total, warmup)
+            optimizer.zero_grad(set_to_none=True)
+            backward()
+            if settings.clip:
+                nn.utils.clip_grad_norm_(self.parameters[name], settings.clip)
+            optimizer.step()
+            embedding = output.embedding if output.embedding is not None else embedding
+            self._add(name, output, rate)
+        self.method.after_step(step)
+        self._summed += 1
+        return embedding
+
+    def _turns(self, batch: Batch, step: Step) -> Iterator[tuple[Output, Backward]]:
+        """Each output of the step with the function that fills the gradients of its optimizer."""
+        at_once = self.recipe.trainer.lanes_at_once
+        lanes, rows = len(self.place.lanes), self.recipe.trainer.batch
+        if at_once and at_once < lanes:
+            yield self._two_passes(batch, step, at_once * rows, Layout(at_once, rows))
+            return
+        outputs = iter(self.method.training_step(batch, step))
+        while True:
+            with self._cast(), use(Layout(lanes, rows)):
+                output = next(outputs, None)
+            if output is None:
+                return
+
+            def backward(output: Output = output) -> None:
+                name = output.optimizer
+                with self.averagers[name]:
+                    output.loss.backward(inputs=self.parameters[name])
+
+            yield output, backward
+
+    def _two_passes(
+        self, batch: Batch, step: Step, rows: int, layout: Layout
+    ) -> tuple[Output, Backward]:
+        """Exact accumulation of a loss that couples the batch.
+
+        First all embeddings without a graph, then the loss and its gradient with respect to them,
+        then each part again with a graph, into which that gradient is fed (Gao et al. 2021,
+        arXiv 2101.06983). Parts are whole lanes, so batch norm sees what it would have seen.
+        """
+        parts = [
+            {key: value[at : at + rows] for key, value in batch.items()}
+            for at in range(0, len(batch["id"]), rows)
+        ]
+        silent = Layout(layout.lanes, layout.batch, update_statistics=False)
+        with torch.no_grad(), self._cast(), use(silent):
+            pieces = [self.method.embed(part) for part in parts]
+        leaves = {
+            key: torch.cat([piece[key] for piece in pieces]).detach().requires_grad_()
+            for key in pieces[0]
+        }
+        with self._cast(), use(Layout(len(self.place.lanes), layout.batch)):
+            output = self.method.objective(leaves, step)
+
+        def backward() -> None:
+            name = output.optimizer
+            used = list(leaves.values())
+            output.loss.backward(inputs=[*used, *self.parameters[name]])
+            for index, part in enumerate(parts):
+                with self._cast(), use(layout):
+                    again = self.method.embed(part)
+                graded = [
+                    (again[key], leaf.grad[index * rows : (index + 1) * rows])
+                    for key, leaf in leaves.items()
+                    if leaf.grad is not None
+                ]
+                last = index == len(parts) - 1
+                with self.averagers[name] if last else contextlib.nullcontext():
+                    torch.autograd.backward(
+                        [tensor for tensor, _ in graded],
+                        [gradient for _, gradient in graded],
+                        inputs=self.parameters[name],
+                    )
+
+        return output, backward
+
+    def _cast(self) -> Any:
+        precision = getattr(torch, self.recipe.trainer.precision)
+        enabled = precision is not torch.float32
+        return torch.autocast(self.place.device.type, precision, enabled=enabled)
+
+    # -- metrics
+
+    def _add(self, name: str, output: Output, rate: float) -> None:
+        prefix = "" if name == "main" else f"{name}."
+        values = {"loss": output.loss.detach(), **output.metrics, "lr": torch.tensor(rate)}
+        for key, value in values.items():
+            key, value = prefix + key, value.detach().float().to(self.place.device)
+            self._sum[key] = self._sum[key] + value if key in self._sum else value
+
+    def _mean_metrics(self) -> dict[str, float]:
+        """Means since the last call, over steps and ranks."""
+        keys = list(self._sum)
+        stacked = torch.stack([self._sum[key] for key in keys]) / self._summed
+        means = collectives.all_reduce_mean(stacked).tolist()
+        self._sum, self._summed = {}, 0
+        metrics = dict(zip(keys, means, strict=True))
+        if not all(abs(value) < float("inf") for value in means):
+            raise RayclError(
+                f"the loss is no finite number at step {self.step}: {metrics}; "
+                f"lower optimizer.lr, raise method.temperature, or set optimizer.clip"
+            )
+        return metrics
+
+    # -- patience, state
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        patience = self.recipe.trainer.stop.patience
+        if patience is None:
+            return False
+        if patience.metric not in self.metrics:
+            if epoch + 1 < self.recipe.evaluation.every_epochs:
+                return False
+            raise RayclError(
+                f"trainer.stop.patience.metric: {patience.metric!r} is not measured; "
+                f"measured are: {', '.join(self.metrics)}"
+            )
+        value = self.metrics[patience.metric] * (1 if patience.mode == "min" else -1)
+        if value < self.best.get("value", float("inf")):
+            state = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
+            self.best = {"value": value, "epoch": epoch, "method": state}
+        return epoch - self.best["epoch"] >= patience.epochs
+
+    def state(self) -> dict[str, Any]:
+        """Everything with state, as tensors and plain data."""
+        return {
+            "method": self.method.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "loop": {
+                "step": self.step,
+                "done": self.done,
+                "metrics": self.metrics,
+                "best": self.best,
+                "sum": self._sum,
+                "summed": self._summed,
+            },
+            "observers": {type(o).__name__: o.state_dict() for o in self.observers},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        loop = state["loop"]
+        self.step, self.done, self.best = loop["step"], loop["done"], loop["best"]
+        self._summed, self.metrics = loop["summed"], loop["metrics"]
+        self._sum = {key: value.to(self.place.device) for key, value in loop["sum"].items()}
+        for observer in self.observers:
+            observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
+
+    def save(self) -> None:
+        if self.run is None:
+            return
+        average_statistics(self.method)
+        folder = checkpoint.save(
+            self.run,
+            self.step,
+            self.state(),
+            divmod(self.step, self.batches.steps),
+            rank=self.place.rank,
+            world=self.place.world,
+            barrier=collectives.barrier,
+            keep=self.recipe.trainer.checkpoint.keep,
+        )
+        self.notify(self.step, folder)

@@ -1,0 +1,55 @@
+"""Observers watch a run and never change it.
+
+They are called in order, so that those that measure come before those that write: what one adds to
+`event.metrics` the later ones see. Every rank has the same observers, because measuring may need
+all ranks; writers are given to rank 0 alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from raycl.methods.base import Batch, Method, Step
+
+
+@dataclass
+class Event:
+    """What an observer is shown.
+
+    Attributes:
+        metrics: scalars of this moment; an observer may add its own.
+        batch, embedding: of the step, empty and None at the end of an epoch.
+        logged: whether this step's metrics are written.
+        last: whether this is the end of the run.
+    """
+
+    step: Step
+    metrics: dict[str, float]
+    batch: Batch
+    embedding: Tensor | None
+    method: Method
+    logged: bool = False
+    last: bool = False
+
+
+class Observer:
+    """Does nothing; an observer overrides what it is interested in."""
+
+    def after_step(self, event: Event) -> None:
+        pass
+
+    def after_epoch(self, event: Event) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,96 @@
+"""Observers that measure: speed, the health of the embedding, online kNN."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import torch
+
+from raycl.evaluate.knn import knn
+from raycl.evaluate.spectrum import embedding_std, rank_me
+from raycl.methods.base import Corpus
+from raycl.nn import collectives
+from raycl.train.observers import Event, Observer
+
+
+class Waiting(Protocol):
+    """A loader that knows how long the training step has waited for it."""
+
+    waited: float
+    substituted: int
+
+
+class Throughput(Observer):
+    """Images a second over all ranks, and the share of time spent waiting for data."""
+
+    def __init__(self, loader: Waiting, rows: int) -> None:
+        self.loader, self.rows = loader, rows
+        self._begin, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def after_step(self, event: Event) -> None:
+        self._steps += 1
+        if not event.logged:
+            return
+        now, waited = time.perf_counter(), self.loader.waited
+        seconds = now - self._begin
+        event.metrics["images_per_second"] = self._steps * self.rows / seconds
+        event.metrics["wait_share"] = min((waited - self._waited) / seconds, 1.0)
+        if self.loader.substituted:
+            event.metrics["substituted"] = self.loader.substituted
+        self._begin, self._waited, self._steps = now, waited, 0
+
+    def after_epoch(self, event: Event) -> None:
+        # Evaluation between epochs is no training time.
+        self._begin, self._waited, self._steps = time.perf_counter(), self.loader.waited, 0
+
+
+class Embeddings(Observer):
+    """Standard deviation and RankMe of the last embeddings: do they collapse?"""
+
+    def __init__(self, size: int = 2048) -> None:
+        self.size = size
+        self.queue = torch.empty(0)
+
+    def after_step(self, event: Event) -> None:
+        if event.embedding is None:
+            return
+        rows = event.embedding.float().cpu()
+        self.queue = torch.cat([self.queue, rows])[-self.size :] if len(self.queue) else rows
+        if event.logged:
+            event.metrics["embedding_std"] = embedding_std(self.queue)
+
+    def after_epoch(self, event: Event) -> None:
+        if len(self.queue):
+            event.metrics["rank_me"] = rank_me(self.queue)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"queue": self.queue}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.queue = state.get("queue", self.queue)
+
+
+class OnlineKnn(Observer):
+    """kNN accuracy of the encoder on the held-out set every few epochs and at the end."""
+
+    def __init__(
+        self,
+        train: Corpus,
+        test: Corpus,
+        labels: tuple[torch.Tensor, torch.Tensor],
+        every: int,
+        k: int,
+        temperature: float,
+    ) -> None:
+        self.train, self.test, self.labels = train, test, labels
+        self.every, self.k, self.temperature = every, k, temperature
+
+    def after_epoch(self, event: Event) -> None:
+        if not event.last and (event.step.epoch + 1) % self.every:
+            return
+        _, train = self.train.embed(event.method.encoder)
+        _, test = self.test.embed(event.method.encoder)
+        if collectives.rank() == 0:
+            guess = knn(train, self.labels[0], test, self.k, self.temperature)
+            event.metrics["knn"] = (guess.cpu() == self.labels[1]).double().mean().item()

@@ -1,0 +1,230 @@
+"""The driver: one function that pretrains a recipe, in this process or on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raycl.data.plan import Plan, local_tables
+from raycl.errors import RayclError
+from raycl.recipe import Recipe
+from raycl.train import checkpoint
+from raycl.train.loop import Place
+from raycl.train.resources import decide
+from raycl.train.run import absolute, open_run, plan_of
+from raycl.train.worker import Ears, online_knn, stop_on_interrupt, threads_of, train, training_corpus
+
+Listen = Callable[[dict[str, Any]], None]
+
+
+def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) -> Path:
+    """Trains a recipe in a run directory, or goes on where the directory's run left off.
+
+    One worker without a cluster runs in this process; its storage, resume and observers are those
+    of every other run.
+
+    Args:
+        listen: hears every logged record of metrics.
+
+    Raises:
+        RayclError: anything about recipe, data or directory that the user can mend, before
+            anything is written.
+    """
+    recipe, run = absolute(recipe), run.absolute()
+    plan = plan_of(recipe)
+    online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")), torch.device("cpu"))
+    open_run(run, recipe)
+    if recipe.trainer.workers == 1 and not _cluster(recipe):
+        _here(recipe, run, plan, listen)
+    else:
+        _on_ray(recipe, run, plan, listen)
+    return run
+
+
+def _here(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
+    lanes = range(recipe.trainer.lanes)
+    place = Place(_device(recipe), lanes)
+    before = signal.getsignal(signal.SIGINT)
+    ears = Ears(metrics=listen)
+    if threading.current_thread() is threading.main_thread():
+        ears.loop = stop_on_interrupt
+    try:
+        train(recipe, run, plan, place, lambda e, s: local_tables(plan, lanes, e, s), ears)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.trainer.device == "cuda" and not torch.cuda.is_available():
+        raise RayclError("trainer.device: cuda was asked for, torch sees none; use auto or cpu")
+    use_gpu = recipe.trainer.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _cluster(recipe: Recipe) -> str | None:
+    """The address of the cluster that was asked for, by the recipe or by a submitted job."""
+    return recipe.trainer.address or os.environ.get("RAY_ADDRESS")
+
+
+def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
+    # Must stand before Ray Train is imported by anyone in this process.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    from raycl.data.source import PlannedData, dataset
+
+    with _ray(recipe):
+        total = ray.cluster_resources()
+        cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
+        workers = recipe.trainer.workers
+        share = decide(cpus, gpus, workers, recipe.trainer.device)
+        if share.worker_gpus * workers > gpus:
+            raise RayclError(
+                f"trainer.device: {workers} workers need a GPU each, the cluster has {gpus:g}"
+            )
+        # The board lives and dies with this driver; a namesake of another run is never met.
+        board = ray.remote(num_cpus=0)(Board).remote()
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=bool(share.worker_gpus),
+                resources_per_worker={"CPU": share.worker_cpus}
+                | ({"GPU": share.worker_gpus} if share.worker_gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                # A name of its own for every start: raycl resumes from its own checkpoints.
+                name=f"train-{time.time_ns()}",
+                storage_path=str(run / "ray"),
+            ),
+            datasets={"train": lambda: dataset(plan)},
+            dataset_config=PlannedData(
+                plan, lambda: checkpoint.cursor(checkpoint.newest(run)), share.read_cpus
+            ),
+        )
+        with _relay(board, listen):
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                message = ray.get(board.reason.remote())
+                if message:
+                    raise RayclError(message) from error
+                raise
+
+
+class Board:
+    """Where rank 0 writes what the driver shows; lives in an actor."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, Any]] = []
+        self._reason = ""
+
+    def put(self, record: dict[str, Any]) -> None:
+        self._records.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        records, self._records = self._records, []
+        return records
+
+    def fail(self, reason: str) -> None:
+        self._reason = self._reason or reason
+
+    def reason(self) -> str:
+        return self._reason
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    recipe, plan, board = config["recipe"], config["plan"], config["board"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(threads_of(context.get_local_world_size()))
+    lanes = range(rank, recipe.trainer.lanes, world)
+    shard = ray.train.get_dataset_shard("train")
+
+    def tables(epoch: int, start: int) -> Iterator[Any]:
+        return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+
+    def announce(step: int, folder: Path) -> None:
+        if rank:
+            ray.train.report({"step": step})
+            return
+        with tempfile.TemporaryDirectory() as pointer:  # Ray Train only hears of checkpoints
+            (Path(pointer) / "checkpoint.txt").write_text(str(folder))
+            ray.train.report({"step": step}, ray.train.Checkpoint(pointer))
+
+    ears = Ears(metrics=lambda record: board.put.remote(record), checkpoint=announce)
+    place = Place(device, lanes, rank, world)
+    try:
+        train(recipe, config["run"], plan, place, tables, ears)
+    except RayclError as error:
+        ray.get(board.fail.remote(str(error)))
+        raise
+
+
+@contextmanager
+def _ray(recipe: Recipe) -> Iterator[None]:
+    """A Ray connection: the one at hand, the cluster asked for, or a local Ray of our own."""
+    import ray
+
+    for name in ("ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    cluster = _cluster(recipe)
+    ray.init(
+        address=cluster or "local",
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        # A user's own method lies where the user stands; workers of this machine find it there.
+        runtime_env=None if cluster else {"env_vars": {"PYTHONPATH": path}},
+        **({} if cluster else {"include_dashboard": False}),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _relay(board: Any, listen: Listen) -> Iterator[None]:
+    """Hands the board's records to a listener in this process, until the block ends."""
+    import ray
+
+    finished = threading.Event()
+
+    def relay() -> None:
+        while not finished.wait(0.5):
+            for record in ray.get(board.take.remote()):
+                listen(record)
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+        for record in ray.get(board.take.remote()):
+            listen(record)

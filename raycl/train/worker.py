@@ -1,0 +1,180 @@
+"""One rank from recipe to trained method: what a worker, wherever it runs, does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+
+from raycl.data.loader import Loader
+from raycl.data.order import PADDING
+from raycl.data.plan import Plan
+from raycl.data.shards import Shards
+from raycl.errors import RayclError
+from raycl.methods.base import DataInfo, Method
+from raycl.recipe import Recipe
+from raycl.train import checkpoint
+from raycl.train.corpus import ShardCorpus
+from raycl.train.loop import Loop, Place
+from raycl.train.observers import Observer
+from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
+from raycl.train.observers.write import Metrics, TensorBoard
+from raycl.train.run import entries_of, has_labels, open_data
+from raycl.views.image import ImageView
+
+Tables = Callable[[int, int], Iterable[pa.Table]]
+
+
+@dataclass
+class Ears:
+    """Who hears of a run while it goes on; called on rank 0 alone but for checkpoints."""
+
+    metrics: Callable[[dict[str, Any]], None] = lambda record: None
+    checkpoint: Callable[[int, Path], None] = lambda step, folder: None
+    loop: Callable[[Loop], None] = field(default=lambda loop: None)
+
+
+def train(recipe: Recipe, run: Path, plan: Plan, place: Place, tables: Tables, ears: Ears) -> None:
+    """Trains one rank to the end, from the newest checkpoint if there is one."""
+    trainer = recipe.trainer
+    method = build(recipe, plan.first.shards)
+    views = {name: stream.views for name, stream in recipe.streams.items()}
+    loader = Loader(
+        plan,
+        views,
+        place.lanes,
+        tables,
+        place.device,
+        trainer.seed,
+        recipe.data.threads,
+        recipe.data.corrupt,
+    )
+    corpus = training_corpus(recipe, plan.first.shards, place.device)
+    observers: list[Observer] = [
+        Throughput(loader, trainer.lanes * trainer.batch),
+        Embeddings(),
+        *online_knn(recipe, corpus, place.device),
+    ]
+    if place.rank == 0:
+        names = [name for stream in views.values() for name in stream]
+        observers += [
+            Metrics(run, plan.steps, ears.metrics),
+            TensorBoard(run, recipe.to_yaml(), names),
+        ]
+    loop = Loop(
+        recipe,
+        method,
+        loader,
+        place,
+        run=run,
+        corpus=corpus,
+        observers=observers,
+        notify=ears.checkpoint,
+    )
+    saved = checkpoint.newest(run)
+    if saved is not None:
+        loop.load(checkpoint.load(saved, place.rank))
+    ears.loop(loop)
+    try:
+        loop.fit()
+    finally:
+        for observer in observers:
+            observer.close()
+    if place.rank == 0:
+        export(method, run)
+
+
+def build(recipe: Recipe, shards: Shards) -> Method:
+    """The method with its first weights: the same on every rank, a function of the seed."""
+    torch.manual_seed(recipe.trainer.seed)
+    method = recipe.build(DataInfo(len(shards), shards.classes))
+    if recipe.init_from:
+        start_from(method, Path(recipe.init_from))
+    return method
+
+
+def start_from(method: Method, source: Path) -> None:
+    """Loads weights from another run, or an encoder from a safetensors file.
+
+    Raises:
+        RayclError: nothing there, or names and shapes do not fit.
+    """
+    if source.is_dir():
+        target: torch.nn.Module = method
+        state = checkpoint.load(checkpoint.require(source), 0)["method"]
+    elif source.suffix == ".safetensors" and source.is_file():
+        target, state = method.encoder, load_file(source)
+    else:
+        raise RayclError(f"init_from: {source} is neither a run directory nor a .safetensors file")
+    try:
+        target.load_state_dict(state)
+    except RuntimeError as error:
+        first = "\n".join(str(error).splitlines()[:6])
+        raise RayclError(
+            f"init_from: the weights of {source} do not fit this recipe's networks: {first}"
+        ) from error
+
+
+def export(method: Method, run: Path) -> Path:
+    """Writes RUN/encoder.safetensors, which loads without raycl."""
+    path, partial = run / "encoder.safetensors", run / ".encoder.safetensors.partial"
+    state = {k: v.detach().cpu().contiguous() for k, v in method.encoder.state_dict().items()}
+    save_file(state, partial, metadata={"format": "pt"})
+    partial.replace(path)
+    return path
+
+
+def evaluation_view(recipe: Recipe) -> ImageView:
+    """What an encoder is evaluated on: the first view's size and normalisation, nothing random."""
+    first = next(iter(next(iter(recipe.streams.values())).views.values()))
+    return first.evaluation()
+
+
+def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> ShardCorpus:
+    """The samples that a run trains on, each once."""
+    ids = entries_of(recipe, shards)[:, 0]
+    view, batch = evaluation_view(recipe), recipe.evaluation.batch
+    return ShardCorpus(shards, ids, view, batch, device, recipe.data.threads)
+
+
+def online_knn(recipe: Recipe, train: ShardCorpus, device: torch.device) -> list[Observer]:
+    every = recipe.evaluation.every_epochs
+    if not every:
+        return []
+    test = open_data(recipe, "test")
+    for name, shards in (("train", train.shards), ("test", test)):
+        if not has_labels(shards):
+            raise RayclError(
+                f"data.{name}: online kNN needs a field 'label', which this data set lacks; "
+                f"set evaluation.every_epochs=0 to train without it"
+            )
+    ids = torch.arange(len(test)).numpy()
+    held_out = ShardCorpus(test, ids, train.view, train.batch, device, train.threads)
+    settings = recipe.evaluation.knn
+    labels = (train.labels(), held_out.labels())
+    return [OnlineKnn(train, held_out, labels, every, settings.k, settings.temperature)]
+
+
+def stop_on_interrupt(loop: Loop) -> None:
+    """The first Ctrl-C saves a checkpoint after the step at hand, the second stops at once."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        loop.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def threads_of(workers_here: int) -> int:
+    """Compute threads of one of several workers on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // max(workers_here, 1))
+
+
+__all__ = ["PADDING", "Ears", "train"]
