@@ -34,10 +34,10 @@ types: .venv/.packages
 pytest: .venv/.packages
 	$(BIN)/python -m pytest
 
-# Newest versions that pyproject.toml allows; --upgrade is left to who wants it: make lock UPGRADE=--upgrade
+# Keeps the versions that still fit; for the newest: make lock UPGRADE=--upgrade
 lock: .venv/.packages
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra ffcv \
-		--no-header --no-annotate $(UPGRADE) pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 \
+		--extra dev --extra ffcv --no-header --no-annotate $(UPGRADE) pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

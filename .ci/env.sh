@@ -5,10 +5,11 @@ set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 
-# uv takes seconds where pip takes minutes; pip may know a mirror or a proxy that uv was not told of.
+# uv takes seconds where pip takes minutes; pip may know a mirror that uv was not told of.
 install() {
     if [ -x .venv/bin/uv ]; then
-        .venv/bin/uv pip install --quiet --system-certs --python "$python" -c requirements.txt "$@" && return
+        .venv/bin/uv pip install --quiet --system-certs --python "$python" \
+            -c requirements.txt "$@" && return
         echo "uv did not get through; trying pip"
     fi
     "$python" -m pip install --quiet --disable-pip-version-check -c requirements.txt "$@"
@@ -46,7 +47,7 @@ ffcv() {
     if has_libraries >>"$log" 2>&1 && install ffcv >>"$log" 2>&1; then
         return
     fi
-    echo "Going on without FFCV (why: $log). To have it, install $libraries (Debian's names) and run: make ffcv"
+    echo "Going on without FFCV ($log). To have it: apt-get install $libraries; make ffcv"
     if [ -n "${RAYCL_NEEDS_FFCV:-}" ]; then
         tail -n 40 "$log"
         return 1

@@ -46,24 +46,14 @@ class Importer(str, Enum):
 
 
 def main() -> None:
-    """Entry point: a mistake of the user is one message and status 2, Ctrl-C is status 130."""
+    """Entry point: a mistake of the user is one message and status 2."""
     from raycl.errors import RayclError
 
     try:
-        app(standalone_mode=False)
+        app()
     except RayclError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except Exception as error:
-        import click
-
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        sys.exit(error.exit_code)
 
 
 class Mode(str, Enum):

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+# Ray reads both when it is first imported, which test modules do before any fixture runs.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +48,53 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running head: where drivers and jobs reach it."""
+
+    address: str
+    dashboard: str
+    token: str
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The one Ray cluster of the whole test run: a head with two CPUs, dashboard and token.
+
+    This process is connected to it, so that drivers under test use it as it is.
+    """
+    import ray
+
+    port, dashboard = _free_port(), _free_port()
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        head = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
+             "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
+             "--num-gpus=0", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
+             "--object-store-memory=800000000", "--disable-usage-stats"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        try:
+            address = f"127.0.0.1:{port}"
+            for attempt in range(10):
+                try:
+                    ray.init(address, log_to_driver=False, logging_level="ERROR")
+                    break
+                except Exception:
+                    if attempt == 9 or head.poll() is not None:
+                        raise
+                    time.sleep(1)
+            yield Cluster(address, f"http://127.0.0.1:{dashboard}", os.environ["RAY_AUTH_TOKEN"])
+        finally:
+            ray.shutdown()
+            os.killpg(head.pid, signal.SIGKILL)  # the head's own children alone: its session
+            head.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

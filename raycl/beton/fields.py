@@ -256,7 +256,7 @@ class NDArrayField(Field):
             raise BetonError(
                 f"expected an array of {self.dtype} and shape {self.shape}, got {_shown(value)}"
             )
-        return 0, np.ascontiguousarray(array)
+        return 0, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
     def decode(self, cell: Any, payload: memoryview) -> np.ndarray:
         size = self.dtype.itemsize * int(np.prod(self.shape))

@@ -87,7 +87,7 @@ class Decoder:
         def one(row: int) -> str | None:
             try:
                 image = images.decode(row)
-            except (ValueError, OSError) as error:
+            except (RayclError, ValueError) as error:
                 return str(error)
             for name, view in self.views.items():
                 plan = plans[name]

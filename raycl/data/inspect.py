@@ -44,10 +44,11 @@ def info(shards: Shards) -> dict[str, Any]:
     }
     if isinstance(shards.fields.get("label"), IntField):
         labels, counts = np.unique(shards.column("label"), return_counts=True)
-        found["labels"] = {
-            _name(int(label), shards.classes): int(n)
-            for label, n in zip(labels, counts, strict=True)
-        }
+        found["labels"] = {}
+        for label, n in zip(labels.tolist(), counts.tolist(), strict=True):
+            name = _name(label, shards.classes)
+            # Class names need not be unique: ImageNet has two cranes.
+            found["labels"][f"{name} ({label})" if name in found["labels"] else name] = n
     return found
 
 

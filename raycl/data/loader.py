@@ -16,10 +16,8 @@ from torch import Tensor
 
 from raycl.beton import FloatField, IntField
 from raycl.data.decode import Decoder, Encoded
-from raycl.data.order import PADDING
-from raycl.data.plan import Plan, prefixes
+from raycl.data.plan import Bundle, Plan, prefixes, read_bundle
 from raycl.data.shards import Shards
-from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
 Batch = dict[str, Tensor]
@@ -204,8 +202,6 @@ def walk(
     fields = [n for n, f in shards.fields.items() if isinstance(f, IntField | FloatField)]
 
     def host() -> Iterator[Host]:
-        from raycl.data.plan import Bundle, read_bundle
-
         sources = {"walk": (shards, (view.field, *fields))}
         for start in range(0, len(ids), batch):
             part = ids[start : start + batch].astype(np.int64)
@@ -254,5 +250,3 @@ def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
         stopped.set()
         thread.join()
 
-
-__all__ = ["PADDING", "Loader", "RayclError", "ahead", "finish", "walk"]

@@ -90,14 +90,13 @@ def singles(count: int | np.ndarray) -> np.ndarray:
     return ids.astype(np.int64).reshape(-1, 1)
 
 
-class Plans:
-    """Plans of the last few epochs; the streams and ranks of a process ask for them repeatedly."""
+@lru_cache(maxsize=4)
+def epoch_plan(order: Order, epoch: int) -> np.ndarray:
+    """`order.plan(epoch)`, kept for the streams and ranks of a process, which ask repeatedly."""
+    return order.plan(epoch)
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self.epoch = lru_cache(maxsize=2)(order.plan)
 
-    def step(self, step: int) -> np.ndarray:
-        """Ids of a step counted from the start of the run, (lanes, batch, k)."""
-        epoch, within = divmod(step, self.order.steps)
-        return self.epoch(epoch)[within]
+def step_ids(order: Order, step: int) -> np.ndarray:
+    """Ids of a step counted from the start of the run, (lanes, batch, k)."""
+    epoch, within = divmod(step, order.steps)
+    return epoch_plan(order, epoch)[within]

@@ -8,6 +8,7 @@ promises the order in which a distributed engine hands bundles over.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raycl.beton import FloatField, IntField, RGBImageField
-from raycl.data.order import PADDING, Order, Plans
+from raycl.beton import BetonError, FloatField, IntField, RGBImageField
+from raycl.data.order import PADDING, Order, step_ids
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 
@@ -84,19 +85,15 @@ class Plan:
             for lane in range(self.lanes)
         ]
 
-    @cached_property
-    def _plans(self) -> dict[str, Plans]:
-        return {name: Plans(source.order) for name, source in self.sources.items()}
-
     def ids(self, bundle: Bundle) -> dict[str, np.ndarray]:
         """Sample ids per stream, (room * batch, k); unused room is PADDING."""
         ids = {}
-        for name, plans in self._plans.items():
-            width = plans.order.entries.shape[1]
+        for name, source in self.sources.items():
+            width = source.order.entries.shape[1]
             room = np.full((self.room, self.batch, width), PADDING, np.int64)
             for i in range(bundle.steps):
                 step = bundle.epoch * self.steps + bundle.start + i
-                room[i] = plans.step(step)[bundle.lane]
+                room[i] = step_ids(source.order, step)[bundle.lane]
             ids[name] = room.reshape(-1, width)
         return ids
 
@@ -152,7 +149,9 @@ def _columns(
             continue
         payload: list[memoryview | bytes] = [b""] * len(ids)
         for at, reader, r in zip(np.flatnonzero(real), readers, row, strict=True):
-            payload[at] = reader.encoded(int(r), field)
+            # What a damaged file has lost stays empty here: the loader decides what to do about it.
+            with contextlib.suppress(BetonError):
+                payload[at] = reader.encoded(int(r), field)
         columns[prefix + field] = pa.array(payload, pa.large_binary())
         if isinstance(kind, RGBImageField):
             infos = {int(s): shards.reader(int(s)).image_info(field) for s in np.unique(shard)}

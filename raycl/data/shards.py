@@ -58,6 +58,7 @@ class Shards:
             raise RayclError(f"{', '.join(map(str, parts))}: the data set has no samples")
         self.classes = _classes(self.paths)
         self._readers: dict[int, Reader] = {}
+        self._columns: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -84,8 +85,15 @@ class Shards:
         return self._readers[shard]
 
     def column(self, field: str) -> np.ndarray:
-        """All values of a float or int field, (N,)."""
-        return np.concatenate([reader.column(field) for reader in self._all()])
+        """All values of a float or int field, (N,); read once, so not to be written to."""
+        if field not in self._columns:
+            self._columns[field] = np.concatenate([r.column(field) for r in self._all()])
+        return self._columns[field]
+
+    def describe(self, index: int) -> str:
+        """Where a sample lies, for messages: file and sample."""
+        shard, row = self.locate(np.array(index))
+        return f"{self.paths[int(shard)]}, sample {int(row)}"
 
     def read(self, index: int) -> dict[str, Any]:
         """One sample, decoded as by `Reader.read`."""

@@ -108,7 +108,9 @@ def linear_sgd(
             peak = peak or rate * len(h) / 256
             progress = min(1.0, seen / (epochs * samples))
             optimizer.param_groups[0]["lr"] = peak * (1 + math.cos(math.pi * progress)) / 2
-            loss = F.cross_entropy(head(h.to(head.weight)), y.to(test_y))
+            # Cloned, because features that were made in inference mode refuse autograd.
+            logits = head(h.to(head.weight, copy=True))
+            loss = F.cross_entropy(logits, y.to(test_y, copy=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -133,7 +133,7 @@ def _score(
         for protocol in protocols:
             if protocol == "knn":
                 k, temperature = settings.knn.k, settings.knn.temperature
-                guess = knn(x, y, test_x, k, temperature)
+                guess = knn(x, y, test_x, k=k, temperature=temperature)
                 accuracy = (guess == test_y).double().mean().item()
             elif protocol == "linear":
                 accuracy = linear_lbfgs(x, y, test_x, test_y, seed=seed)

@@ -21,49 +21,54 @@ _BUCKET_BYTES = 25 << 20
 class _Bucket:
     """Parameters whose gradients travel together.
 
-    `flat` holds their gradients one after the other and then a flag for each: whether this rank
-    had a gradient, and after the exchange whether any rank had.
+    `flat` holds their gradients one after the other, divided by the number of ranks, and then a
+    flag for each: whether this rank had a gradient, and after the exchange whether any rank had.
     """
 
     parameters: list[Tensor]
     flat: Tensor
     views: list[Tensor]
     flags: Tensor
-    ready: int = 0
+    waiting: set[int] = field(default_factory=set)
     missing: list[int] = field(default_factory=list)
     work: dist.Work | None = None
 
+    def __post_init__(self) -> None:
+        self.waiting.update(range(len(self.parameters)))
+
+    def take(self, place: int) -> None:
+        """Moves a gradient into the buffer, best while it is still in the cache."""
+        parameter, view = self.parameters[place], self.views[place]
+        self.waiting.remove(place)
+        if parameter.grad is None:
+            self.missing.append(place)
+            view.zero_()
+        else:
+            # Divided before the sum, so that half precision does not overflow.
+            torch.mul(parameter.grad.detach(), 1 / world_size(), out=view)
+            parameter.grad = view
+
     def launch(self, group: dist.ProcessGroup) -> None:
-        """Starts the exchange of the gradients that are there now."""
+        """Starts the exchange."""
+        for place in sorted(self.waiting):
+            self.take(place)
         self.flags.fill_(1)
-        self.missing = []
-        present: list[tuple[Tensor, Tensor]] = []
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                self.missing.append(index)
-                self.views[index].zero_()
-                self.flags[index] = 0
-            else:
-                present.append((self.views[index], parameter.grad))
-                # The gradient lives on in the flat buffer: nothing is copied back.
-                parameter.grad = self.views[index]
-        if present:
-            views, gradients = zip(*present, strict=True)
-            torch._foreach_copy_(views, gradients)
-        # Before the sum, so that half precision does not overflow.
-        self.flat /= dist.get_world_size(group)
+        for place in self.missing:
+            self.flags[place] = 0
         self.work = dist.all_reduce(self.flat, group=group, async_op=True)
 
     def finish(self) -> None:
+        """Waits for the exchange; the parameters that only other ranks used get their gradient."""
         assert self.work is not None
         self.work.wait()
-        self.work, self.ready = None, 0
         if self.missing:
             # Only here the host must wait for the device; with all gradients there, all flags are.
-            had = self.flags.tolist()
-            for index in self.missing:
-                if had[index] > 0:
-                    self.parameters[index].grad = self.views[index]
+            used = self.flags.tolist()
+            for place in self.missing:
+                if used[place] > 0:
+                    self.parameters[place].grad = self.views[place]
+        self.work, self.missing = None, []
+        self.waiting.update(range(len(self.parameters)))
 
 
 class GradientAverager:
@@ -90,7 +95,7 @@ class GradientAverager:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._bucket_bytes = bucket_bytes
         self._buckets: list[_Bucket] = []
-        self._of: dict[int, _Bucket] = {}
+        self._place: dict[int, tuple[_Bucket, int]] = {}
         self._arrived: dict[int, None] = {}
         self._launched = 0
         self._armed = False
@@ -151,26 +156,26 @@ class GradientAverager:
         for members in _partition(self._parameters, order.tolist(), self._bucket_bytes):
             bucket = _bucket([self._parameters[index] for index in members])
             self._buckets.append(bucket)
-            self._of |= dict.fromkeys(members, bucket)
+            for place, index in enumerate(members):
+                self._place[index] = bucket, place
 
     def _arrive(self, index: int, _: Tensor) -> None:
         if not self._buckets:
             self._arrived.setdefault(index)
             return
-        bucket = self._of[index]
-        if bucket.work is not None:
+        bucket, place = self._place[index]
+        if place not in bucket.waiting:
             raise RuntimeError(
-                "a gradient arrived after its bucket was sent: call backward only once inside the "
+                "a gradient arrived after it was sent: call backward only once inside the "
                 "averager's block, after the passes that accumulate"
             )
         if not self._armed or self._group is None:
             return
-        bucket.ready += 1
+        bucket.take(place)
         while self._launched < len(self._buckets):
-            head = self._buckets[self._launched]
-            if head.ready < len(head.parameters):
+            if self._buckets[self._launched].waiting:
                 break
-            head.launch(self._group)
+            self._buckets[self._launched].launch(self._group)
             self._launched += 1
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raycl.data.loader import Loader
-from raycl.data.order import PADDING
+
 from raycl.data.plan import Plan
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
@@ -177,4 +177,4 @@ def threads_of(workers_here: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(workers_here, 1))
 
 
-__all__ = ["PADDING", "Ears", "train"]
+

@@ -14,7 +14,9 @@ from raycl import beton
 if os.environ.get("RAYCL_NEEDS_FFCV"):
     import ffcv  # noqa: F401
 else:
-    pytest.importorskip("ffcv", reason="the extra raycl[ffcv] is not installed", exc_type=ImportError)
+    pytest.importorskip(
+        "ffcv", reason="the extra raycl[ffcv] is not installed", exc_type=ImportError
+    )
 
 import cv2
 import simplejpeg
@@ -132,7 +134,9 @@ def test_reads_what_ffcv_writes(
             np.testing.assert_array_equal(read["image"], image)
         else:
             stored = ffcv_fields.rgb_image.encode_jpeg(image, field.jpeg_quality)
-            np.testing.assert_array_equal(np.frombuffer(reader.encoded(index, "image"), "u1"), stored)
+            np.testing.assert_array_equal(
+                np.frombuffer(reader.encoded(index, "image"), "u1"), stored
+            )
             bgr = cv2.imdecode(stored, cv2.IMREAD_COLOR)
             np.testing.assert_allclose(read["image"].astype(int), bgr[..., ::-1], atol=2)
     np.testing.assert_array_equal(reader.column("label"), np.arange(SAMPLES) ** 2 - 7)

@@ -72,8 +72,15 @@ def test_pointers_are_a_view() -> None:
 
 @pytest.mark.parametrize(
     ("size", "valid"),
-    [(0, False), (1 << 20, False), (2 << 20, True), (3 << 20, False), (8 << 20, True)]
-    + [(2 << 30, True), (4 << 30, False)],
+    [
+        (0, False),
+        (1 << 20, False),
+        (2 << 20, True),
+        (3 << 20, False),
+        (8 << 20, True),
+        (2 << 30, True),
+        (4 << 30, False),
+    ],
 )
 def test_page_sizes(size: int, valid: bool) -> None:
     assert is_page_size(size) is valid

@@ -125,6 +125,14 @@ def test_sgd_learns_digits(digits: Digits) -> None:
     assert accuracy > 0.9
 
 
+def test_probes_take_features_made_in_inference_mode(digits: Digits) -> None:
+    with torch.inference_mode():
+        train_x, train_y, test_x, test_y = (part[:200].clone() for part in digits)
+    loader = Loader(train_x / 16, train_y, 100)
+    sgd = linear_sgd(loader, test_x / 16, test_y, samples=200, classes=10, epochs=30)
+    assert min(sgd, linear_lbfgs(train_x, train_y, test_x, test_y)) > 0.7
+
+
 def test_sgd_follows_the_published_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(96, 5, generator=generator)

@@ -91,6 +91,12 @@ def test_half_precision_is_promoted_also_under_autocast() -> None:
     assert z1.grad is not None and z1.grad.dtype == torch.bfloat16
 
 
+def test_only_the_direction_counts() -> None:
+    z1, z2 = _views(5, 4)
+    small = nt_xent(1e-5 * z1, 1e5 * z2, 0.1).item()
+    assert small == pytest.approx(nt_xent(z1, z2, 0.1).item(), abs=1e-9)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e15])
 def test_extreme_projections_stay_finite(scale: float) -> None:
     z1, z2 = (scale * z for z in _views(4, 3, torch.float32))

@@ -179,9 +179,9 @@ def test_build_passes_nesterov_on(name: str) -> None:
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     group = [{"params": [nn.Parameter(torch.ones(1))]}]
-    with pytest.raises(RayclError, match="optimizer 'lamb' .* lars, sgd, adam or adamw"):
+    with pytest.raises(RayclError, match=r"optimizer 'lamb' .* lars, sgd, adam or adamw"):
         build(group, Config(name="lamb"), 1)
-    with pytest.raises(RayclError, match="lr_scaling 'cubic' .* none, linear or sqrt"):
+    with pytest.raises(RayclError, match=r"lr_scaling 'cubic' .* none, linear or sqrt"):
         build(group, Config(lr_scaling="cubic"), 1)
-    with pytest.raises(RayclError, match="schedule 'step' .* cosine, constant or fixed"):
+    with pytest.raises(RayclError, match=r"schedule 'step' .* cosine, constant or fixed"):
         rate("step", 0, 1, 0)

@@ -62,12 +62,13 @@ def split(name: str, path: Path) -> Split:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise RayclError(f"{path}: a single array, where an .npz with {EXPECTED} is needed")
-            return {key: archive[key] for key in archive.files}
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.lib.npyio.NpzFile):
+            with archive:
+                return {key: archive[key] for key in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise RayclError(f"{path}: not a readable .npz archive: {error}") from error
+    raise RayclError(f"{path}: a single array, where an .npz with {EXPECTED} is needed")
 
 
 def _encoded(path: Path, data: np.ndarray, offsets: np.ndarray) -> tuple[int, Image, Mode]:

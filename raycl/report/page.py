@@ -1,0 +1,432 @@
+"""The page: everything that a run directory tells, in one HTML file without references."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from raycl.errors import RayclError
+from raycl.report.figures import curve, embedding_map, number
+
+INPUTS = ("recipe.yaml", "metrics.jsonl", "evaluation.json", "embedding.npz", "views.png")
+PROTOCOLS = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
+
+# Metric, heading, whether it is a share, and what a reader should know of it.
+CURVES = (
+    ("loss", "Loss", False, "objective of the method"),
+    ("knn", "Online kNN", True, "accuracy during training"),
+    ("lr", "Learning rate", False, "base schedule"),
+    ("rank_me", "RankMe", False, "effective rank of the embedding"),
+    ("embedding_std", "Embedding std", False, "0 would be a collapse"),
+    ("images_per_second", "Images per second", False, "all workers together"),
+    ("wait_share", "Waiting for data", True, "share of the time"),
+)
+
+CSS = """
+:root { color-scheme: light dark; --paper: #fdfdfb; --ink: #1f2328; --muted: #666c75;
+  --rule: #e2e2dc; --accent: #2d5f96; --wash: #f4f4f0; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --ink: #e4e4e0; --muted: #989ea7; --rule: #2f3338;
+    --accent: #86b1e2; --wash: #1e2125; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
+  -webkit-text-size-adjust: 100%; }
+main { max-width: 60rem; margin: 0 auto; padding: 3.5rem 1.5rem 4rem; }
+h1 { margin: 0; font-size: 2rem; font-weight: 600; line-height: 1.2; letter-spacing: -0.015em;
+  overflow-wrap: anywhere; }
+h2 { margin: 3.25rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--rule);
+  font-size: 1.15rem; font-weight: 600; letter-spacing: -0.005em; }
+.kicker { margin: 0 0 0.4rem; color: var(--muted); font-size: 0.85rem; }
+.note, figcaption { color: var(--muted); font-size: 0.875rem; }
+.note { margin: 0.75rem 0 0; max-width: 42rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr));
+  gap: 1rem 1.5rem; margin: 1.75rem 0 0; }
+dl div { min-width: 0; }
+dl.wide { display: block; margin-top: 1.25rem; }
+dl.wide div { display: grid; grid-template-columns: 5.5rem 1fr; align-items: baseline; }
+dt { color: var(--muted); font-size: 0.8125rem; }
+dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { width: 100%; max-width: 42rem; border-collapse: collapse;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 0.45rem 0 0.45rem 2rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--rule); }
+th[rowspan], tbody th { padding-left: 0; text-align: left; }
+thead th { color: var(--muted); font-size: 0.875rem; font-weight: 400; vertical-align: bottom; }
+thead tr:first-child th { border-bottom: 0; padding-bottom: 0; }
+thead tr:first-child th:not(:first-child) { color: var(--ink); }
+tbody th { font-weight: 400; }
+td.best { font-weight: 700; color: var(--accent); }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
+  gap: 1.75rem 2.5rem; }
+figure { margin: 0; min-width: 0; }
+.curves figcaption { display: flex; align-items: baseline; gap: 0.5rem; }
+.curves figcaption b { color: var(--ink); font-size: 0.9375rem; font-weight: 600;
+  white-space: nowrap; }
+.curves figcaption output { margin-left: auto; color: var(--ink); white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+svg * { stroke-linejoin: round; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
+.map { display: grid; grid-template-columns: minmax(0, 38rem) minmax(8rem, 1fr); gap: 2rem;
+  align-items: center; }
+.map svg text { font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 3px;
+  stroke-linejoin: round; }
+.legend { margin: 0; padding: 0; list-style: none; font-size: 0.875rem; columns: 7rem; }
+.legend li { display: flex; align-items: baseline; gap: 0.5rem; break-inside: avoid;
+  overflow-wrap: anywhere; }
+.legend i { flex: none; width: 0.65rem; height: 0.65rem; border-radius: 50%; }
+.views { display: block; max-width: 100%; height: auto; border-radius: 3px; }
+summary { cursor: pointer; color: var(--accent); }
+pre { margin: 1rem 0 0; padding: 1rem 1.25rem; overflow-x: auto; background: var(--wash);
+  border-radius: 4px; font: 0.8125rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+@media (max-width: 44rem) { main { padding: 2rem 1.125rem 3rem; } h1 { font-size: 1.6rem; }
+  dl { grid-template-columns: 1fr 1fr; } .map { grid-template-columns: minmax(0, 1fr); gap: 1rem; }
+  th, td { padding-left: 0.9rem; font-size: 0.9375rem; }
+  th { white-space: normal; } }
+@media print { main { padding: 0; max-width: none; } h2, figure { break-after: avoid; }
+  figure { break-inside: avoid; } }
+"""
+
+
+class Missing(Exception):
+    """Why a section has nothing to show; the section says it instead."""
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into a run directory and returns its path.
+
+    Reads whatever of recipe.yaml, metrics.jsonl, evaluation.json, embedding.npz and views.png is
+    there; the section of a missing or unreadable one says so in a line. The file holds no
+    reference to anything outside it, and the same inputs give the same file.
+
+    Raises:
+        RayclError: the directory holds none of the inputs, or cannot be written to.
+    """
+    run = Path(run)
+    if not any((run / name).is_file() for name in INPUTS):
+        raise RayclError(
+            f"{run} is not the directory of a run: it holds none of {', '.join(INPUTS)}; give the"
+            " directory that `raycl pretrain` printed"
+        )
+    page = _page(run)
+    path = run / "report.html"
+    partial = path.with_name(f".report.html.{os.getpid()}")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RayclError(
+            f"{path} cannot be written ({error.strerror}); free some space or mend its permissions"
+        ) from error
+    return path
+
+
+def _page(run: Path) -> str:
+    metrics, recipe, evaluation = _read(_metrics, run), _read(_recipe, run), _read(_evaluation, run)
+    title, header = _header(run, metrics, recipe, evaluation)
+    sections = (
+        ("Accuracy", lambda: _table(_given(evaluation))),
+        ("Training", lambda: _curves(_given(metrics))),
+        ("Embedding", lambda: _map(run)),
+        ("Views", lambda: _views(run)),
+        ("Recipe", lambda: _details(run)),
+    )
+    body = []
+    for heading, section in sections:
+        try:
+            content = section()
+        except Missing as reason:
+            content = f'<p class="note">{escape(str(reason))}</p>'
+        body.append(f"<section>\n<h2>{heading}</h2>\n{content}\n</section>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # An empty icon keeps browsers from asking a server for one.
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)} · raycl</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + header
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _read(reader: Any, run: Path) -> Any:
+    """What a reader returns, or the reason why there is nothing."""
+    try:
+        return reader(run)
+    except Missing as reason:
+        return reason
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, Missing):
+        raise value
+    return value
+
+
+def _text(run: Path, name: str, absent: str) -> str:
+    try:
+        return (run / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Missing(f"There is no {name}: {absent}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Missing(f"{name} cannot be read: {error}.") from error
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(_text(run, "recipe.yaml", "the run's settings are unknown"))
+    except yaml.YAMLError as error:
+        raise Missing(f"recipe.yaml is not valid YAML: {error}.") from error
+    if not isinstance(recipe, dict):
+        raise Missing("recipe.yaml holds no recipe.")
+    return recipe
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    """The logged steps, ascending. Of steps logged twice, before and after a resume, the later."""
+    steps: dict[float, dict[str, float]] = {}
+    for line in _text(run, "metrics.jsonl", "nothing was logged").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a run that was killed leaves half a line
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
+            kept = {k: float(v) for k, v in entry.items() if isinstance(v, int | float)}
+            steps.setdefault(kept["step"], {}).update(kept)
+    if not steps:
+        raise Missing("metrics.jsonl holds no logged step.")
+    return [steps[step] for step in sorted(steps)]
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
+    text = _text(run, "evaluation.json", "the encoder has not been evaluated, see `raycl evaluate`")
+    try:
+        evaluation = json.loads(text)
+        for row in evaluation["rows"]:
+            str(row["representation"]), str(row["labels"]), str(row["protocol"])
+            if not 0 <= row["accuracy"] <= 1:
+                raise ValueError(f"accuracy {row['accuracy']} is not in [0, 1]")
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Missing(f"evaluation.json is not what `raycl evaluate` writes ({reason}).") from error
+    return evaluation
+
+
+def _header(run: Path, metrics: Any, recipe: Any, evaluation: Any) -> tuple[str, str]:
+    recipe = recipe if isinstance(recipe, dict) else {}
+    evaluation = evaluation if isinstance(evaluation, dict) else {}
+    method = _field(recipe, "method.name")
+    source = _field(recipe, "data.train")
+    title = str(method or run.resolve().name)
+    if source:
+        first, *more = [source] if isinstance(source, str) else source
+        title += f" on {'/'.join(Path(first).parts[-2:])}" + (f" and {len(more)} more" * bool(more))
+
+    lanes, batch = _field(recipe, "trainer.lanes"), _field(recipe, "trainer.batch")
+    facts: dict[str, Any] = {
+        "Seed": _first(_field(recipe, "trainer.seed"), evaluation.get("seed")),
+        "Workers": _field(recipe, "trainer.workers"),
+        "Global batch": f"{lanes * batch:,} in {lanes} lane{'s' * (lanes > 1)}"
+        if isinstance(lanes, int) and isinstance(batch, int)
+        else None,
+        "Optimizer": _field(recipe, "optimizer.name"),
+    }
+    if isinstance(metrics, list):
+        last = {key: value for entry in metrics for key, value in entry.items()}
+        speeds = [entry["images_per_second"] for entry in metrics if "images_per_second" in entry]
+        facts |= {
+            "Steps": f"{last['step']:,.0f}",
+            "Epochs": f"{last['epoch']:.4g}" if "epoch" in last else None,
+            "Duration": _duration(last["time"]) if "time" in last else None,
+            "Median speed": f"{number(statistics.median(speeds))} images/s" if speeds else None,
+        }
+    wide: dict[str, Any] = {
+        "Data": ", ".join([source] if isinstance(source, str) else source or []) or None
+    }
+    versions = evaluation.get("versions")
+    if isinstance(versions, Mapping):
+        versions = ", ".join(f"{name} {version}" for name, version in versions.items())
+    wide |= {
+        "Commit": evaluation.get("commit"),
+        "Versions": versions,
+        "Command": evaluation.get("command"),
+    }
+    return title, (
+        f'<header>\n<p class="kicker">raycl run {escape(run.resolve().name)}</p>\n'
+        f"<h1>{escape(title)}</h1>\n"
+        + _items(facts, "")
+        + _items(wide, ' class="wide"')
+        + "</header>\n"
+    )
+
+
+def _items(facts: Mapping[str, Any], attribute: str) -> str:
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>\n"
+        for name, value in facts.items()
+        if value is not None
+    )
+    return f"<dl{attribute}>\n{items}</dl>\n" if items else ""
+
+
+def _table(evaluation: Mapping[str, Any]) -> str:
+    rows = evaluation["rows"]
+    if not rows:
+        raise Missing("evaluation.json holds no rows: no protocol was run.")
+    cells = {(r["representation"], r["labels"], r["protocol"]): r["accuracy"] for r in rows}
+    representations = _unique(r["representation"] for r in rows)
+    groups = {
+        labels: _unique(r["protocol"] for r in rows if r["labels"] == labels)
+        for labels in _unique(r["labels"] for r in rows)
+    }
+    columns = [(labels, protocol) for labels, each in groups.items() for protocol in each]
+    best = {
+        column: max(
+            (cells[c] for c in cells if c[1:] == column and cells[c] == cells[c]), default=0
+        )
+        for column in columns
+    }
+
+    def cell(representation: str, column: tuple[str, str]) -> str:
+        accuracy = cells.get((representation, *column))
+        if accuracy is None:
+            return "<td></td>"
+        mark = ' class="best"' if accuracy == best[column] else ""
+        return f"<td{mark}>{100 * accuracy:.1f}</td>"
+
+    train = {r["labels"]: r["train"] for r in rows if "train" in r}
+    head = "".join(
+        f'<th colspan="{len(protocols)}" scope="colgroup">{escape(_labels(labels, train))}</th>'
+        for labels, protocols in groups.items()
+    )
+    under = "".join(
+        f'<th scope="col">{escape(PROTOCOLS.get(protocol, protocol))}</th>'
+        for _, protocol in columns
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(representation)}</th>'
+        + "".join(cell(representation, column) for column in columns)
+        + "</tr>\n"
+        for representation in representations
+    )
+    tests = _unique(f"{r['test']:,}" for r in rows if "test" in r)
+    on = f" on {' or '.join(tests)} test samples" if tests else ""
+    return (
+        '<div class="scroll"><table>\n<thead>\n<tr><th rowspan="2" scope="col">Representation</th>'
+        f"{head}</tr>\n<tr>{under}</tr>\n</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
+        f'<p class="note">Accuracy in percent{on}; the best of each column is bold.</p>'
+    )
+
+
+def _labels(labels: str, train: Mapping[str, int]) -> str:
+    name = labels if labels.endswith(("class", "labels")) else f"{labels} labels"
+    return f"{name} ({train[labels]:,})" if labels in train else name
+
+
+def _curves(metrics: list[dict[str, float]]) -> str:
+    axis = "epoch" if all("epoch" in entry for entry in metrics) else "step"
+    figures, absent = [], []
+    for key, heading, percent, meaning in CURVES:
+        points = [(e[axis], e[key]) for e in metrics if key in e]
+        finite = [value for _, value in points if math.isfinite(value)]
+        if not finite:
+            absent.append(heading.lower() if heading != "RankMe" else heading)
+            continue
+        x, y = zip(*points, strict=True)
+        svg = curve(key, x, y, axis, percent)
+        figures.append(
+            f"<figure>\n<figcaption><b>{heading}</b> <span>{meaning}</span>"
+            f"<output>{number(finite[-1], percent)}</output></figcaption>\n{svg}\n</figure>"
+        )
+    note = f'<p class="note">Not recorded: {", ".join(absent)}.</p>' if absent else ""
+    return f'<div class="curves">\n{"".join(figures)}\n</div>\n{note}'
+
+
+def _map(run: Path) -> str:
+    try:
+        with np.load(run / "embedding.npz", allow_pickle=False) as archive:
+            features = archive["features"]
+            labels = archive["labels"].astype(np.int64) if "labels" in archive else None
+            classes = json.loads(str(archive["classes"])) if "classes" in archive else None
+    except FileNotFoundError:
+        raise Missing("There is no embedding.npz: no embeddings were kept.") from None
+    except Exception as error:
+        raise Missing(f"embedding.npz cannot be read: {error}.") from error
+    if features.ndim != 2 or len(features) < 5:
+        raise Missing(f"embedding.npz holds features of shape {features.shape}: nothing to draw.")
+    if labels is not None and labels.shape != (len(features),):
+        raise Missing(f"embedding.npz holds {len(features)} features and {len(labels)} labels.")
+    if not np.isfinite(features).all():
+        raise Missing("embedding.npz holds NaN or infinity: the encoder has diverged.")
+    drawn = embedding_map(features, labels, classes)
+    legend = "".join(
+        f'<li><i style="background: {colour}"></i>{escape(name)}</li>'
+        for colour, name in drawn.legend
+    )
+    if drawn.others:
+        legend += f'<li><i style="background: var(--rule)"></i>{drawn.others} more classes</li>'
+    return (
+        f'<div class="map"><figure>{drawn.svg}</figure><ul class="legend">{legend}</ul></div>\n'
+        f'<p class="note">{drawn.shown:,} of {len(features):,} embeddings of {features.shape[1]:,}'
+        " dimensions, drawn by t-SNE. Neighbourhoods mean something, distances between far groups"
+        " do not; labels were not used for the layout.</p>"
+    )
+
+
+def _views(run: Path) -> str:
+    try:
+        picture = (run / "views.png").read_bytes()
+    except OSError:
+        raise Missing("There is no views.png: no views were drawn.") from None
+    if not picture.startswith(b"\x89PNG"):
+        raise Missing("views.png is not a PNG file.")
+    data = base64.b64encode(picture).decode()
+    return (
+        f'<img class="views" alt="samples and the views drawn from them" src="data:image/png;'
+        f'base64,{data}">\n<p class="note">Samples and the views that training drew from them.</p>'
+    )
+
+
+def _details(run: Path) -> str:
+    text = _text(run, "recipe.yaml", "the run's settings are unknown")
+    return (
+        f"<details>\n<summary>The full recipe</summary>\n<pre>{escape(text.strip())}</pre>\n"
+        "</details>"
+    )
+
+
+def _field(recipe: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = recipe
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

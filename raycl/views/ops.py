@@ -1,0 +1,214 @@
+"""Image operations on whole batches with a parameter per sample, and the crop of one image.
+
+Batches are (N, 3, H, W) float32 in [0, 1]. Formulas are those of torchvision's tensor backend. What
+becomes of a sample does not depend on the rest of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HUE = 3  # its number among brightness, contrast, saturation, hue
+_RESIZE = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 of any memory format -> contiguous float32 in [0, 1]."""
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    shift, scale = (x.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (x - shift) / scale
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Blends with black; factor (N,)."""
+    return _blend_(x.clone(), _coefficients(factor)[:, 0])
+
+
+def add_brightness(x: Tensor, delta: Tensor) -> Tensor:
+    """Adds delta (N,) to every pixel."""
+    return _blend_(x.clone(), _coefficients(delta, additive_brightness=True)[:, 0])
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the mean of the grey image; factor (N,)."""
+    return _blend_(x.clone(), _coefficients(factor)[:, 1])
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the grey image; factor (N,)."""
+    return _blend_(x.clone(), _coefficients(factor)[:, 2])
+
+
+def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turns the hue of HSV by a fraction of the circle; turn (N,)."""
+    return _turn_(x.clone(), turn)
+
+
+def color_jitter(
+    x: Tensor, order: Tensor, factors: Tensor, *, additive_brightness: bool = False
+) -> Tensor:
+    """Brightness, contrast, saturation and hue, each sample in its own order, clipped after each.
+
+    Three of the four are one formula with other coefficients. So the batch takes three such steps,
+    the hue, and three more; on the side of the hue where it is not due, a step does nothing.
+
+    Args:
+        order: (N, 4) permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
+        factors: (N, 4) in the order of that numbering; 1, 1, 1, 0 change nothing.
+        additive_brightness: the first factor is added instead, and 0 changes nothing.
+    """
+    is_hue = (order == HUE).int()
+    blends = order.gather(1, is_hue.argsort(dim=1, stable=True)[:, :3])
+    steps = _coefficients(factors[:, :3], additive_brightness=additive_brightness)
+    steps = steps.gather(1, blends[:, :, None].expand(-1, -1, 4))
+    first = torch.arange(3, device=x.device) < is_hue.argmax(dim=1)[:, None]
+    neutral = x.new_tensor([1.0, 0.0, 0.0, 0.0])
+    before = torch.where(first[:, :, None], steps, neutral)
+    after = torch.where(first[:, :, None], neutral, steps)
+    x = x.clone()
+    for step in before.unbind(1):
+        _update_(x, _blend_, step, neutral)
+    _update_(x, _turn_, factors[:, HUE], x.new_zeros(()))
+    for step in after.unbind(1):
+        _update_(x, _blend_, step, neutral)
+    return x
+
+
+def to_gray(x: Tensor, chosen: Tensor) -> Tensor:
+    """Replaces the images of the chosen (N,) by their luma, in all three channels."""
+    return torch.lerp(x, _luma(x)[:, None], chosen.to(x.dtype)[:, None, None, None])
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Gaussian blur with reflected borders, as products with one banded matrix per axis and sample.
+
+    Args:
+        sigma: (N,) in pixels; 0 changes nothing.
+        kernel: odd width of the kernel in pixels, common to all samples.
+    """
+    x = x.clone()
+    _update_(x, lambda part, s: _blur(part, s, kernel), sigma, sigma.new_zeros(()))
+    return x
+
+
+def solarize(x: Tensor, threshold: float, chosen: Tensor) -> Tensor:
+    """Inverts pixels that are at least `threshold` in the images of the chosen (N,)."""
+    limit = torch.where(chosen, threshold, torch.inf)[:, None, None, None]
+    return torch.where(x >= limit, 1 - x, x)
+
+
+def crop_resize(
+    image: np.ndarray,
+    box: np.ndarray,
+    flip: bool,
+    out: np.ndarray,
+    interpolation: Literal["bilinear", "bicubic"],
+) -> None:
+    """Writes a crop of one image to `out`, resized with antialiasing and mirrored.
+
+    Args:
+        image: (H, W, 3) uint8; it may be read-only.
+        box: (4,) top, left, height, width.
+        out: (height, width, 3) uint8, contiguous.
+    """
+    top, left, height, width = box.tolist()
+    crop = image[top : top + height, left : left + width]
+    if not crop.flags.writeable:
+        crop = crop.copy()  # torch warns of memory that it could not write to
+    source = torch.from_numpy(crop).permute(2, 0, 1)[None]
+    target = torch.from_numpy(out).permute(2, 0, 1)[None]
+    _RESIZE[interpolation](source, out.shape[:2], False, None, None, out=target)
+    if flip:
+        target.copy_(target.flip(3))
+
+
+def _luma(x: Tensor) -> Tensor:
+    """(N, H, W)"""
+    return (0.2989 * x[:, 0]).add_(x[:, 1], alpha=0.587).add_(x[:, 2], alpha=0.114)
+
+
+def _blend_(x: Tensor, coefficients: Tensor) -> Tensor:
+    """Clipped sum of image, mean of the grey image, grey image and 1, by coefficients (N, 4)."""
+    image, mean, gray, constant = coefficients[:, :, None, None].unbind(1)
+    luma = _luma(x)
+    shift = luma.mean((1, 2), keepdim=True) * mean + constant
+    return x.mul_(image[:, None]).add_(luma.mul_(gray).add_(shift)[:, None]).clamp_(0, 1)
+
+
+def _turn_(x: Tensor, turn: Tensor) -> Tensor:
+    """Turns the hue, (N,) in circles.
+
+    A channel of an HSV colour is value - chroma * w, and w is a trapezium of the distance on the
+    circle between the hue and that of the channel: the way back needs no case distinction.
+    """
+    red, green, blue = x.unbind(1)
+    value = torch.maximum(red, green)
+    value = torch.maximum(value, blue, out=value)
+    chroma = torch.minimum(red, green)
+    chroma = torch.minimum(chroma, blue, out=chroma)
+    torch.sub(value, chroma, out=chroma)
+    r, g, b = x.sub_(value[:, None]).div_(chroma.clamp(min=1e-20).neg_()[:, None]).unbind(1)
+    # Which channel is largest, without torch.where: it is twenty times slower on CPUs. The hue is
+    # counted in sixths of the circle from red.
+    hue = torch.lerp((r - b).add_(2), (g - r).add_(4), g.sign())
+    hue = torch.lerp(b - g, hue, r.sign()).add_(6 * turn[:, None, None])
+    hue.sub_((hue / 6).round_().mul_(6))
+    channels = x.new_tensor([0.0, 2.0, 4.0]).view(3, 1, 1)
+    torch.sub(hue[:, None], channels, out=x)
+    w = x.abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
+    return w.mul_(chroma.neg_()[:, None]).add_(value[:, None])
+
+
+def _coefficients(factors: Tensor, *, additive_brightness: bool = False) -> Tensor:
+    """(N, 3, 4) coefficients of brightness, contrast and saturation for factors (N, 3) or (N,)."""
+    f = factors.view(len(factors), -1).expand(-1, 3)
+    table = f.new_zeros(len(f), 3, 4)
+    table[:, :, 0] = f
+    table[:, 1, 1] = 1 - f[:, 1]
+    table[:, 2, 2] = 1 - f[:, 2]
+    if additive_brightness:
+        table[:, 0, 0], table[:, 0, 3] = 1, f[:, 0]
+    return table
+
+
+def _update_(
+    x: Tensor, change: Callable[[Tensor, Tensor], Tensor], parameter: Tensor, neutral: Tensor
+) -> None:
+    """Changes those images whose parameter is not `neutral`, which changes nothing.
+
+    A GPU computes all of them, since to learn how many there are would mean to wait for it.
+    """
+    if x.is_cuda:
+        x.copy_(change(x, parameter))
+        return
+    rows = (parameter != neutral).view(len(x), -1).any(1).nonzero()[:, 0]
+    if len(rows):
+        x.index_copy_(0, rows, change(x.index_select(0, rows), parameter[rows]))
+
+
+def _blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    down, across = (_blur_matrix(sigma, size, kernel) for size in x.shape[2:])
+    return down[:, None] @ x @ across[:, None].mT
+
+
+def _blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
+    """(N, size, size), with what lies beyond a border folded back into it."""
+    offset = torch.arange(kernel, device=sigma.device) - kernel // 2
+    weight = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    weight = weight / weight.sum(1, keepdim=True)
+    source = torch.arange(size, device=sigma.device)[:, None] + offset
+    source = (size - 1) - ((size - 1) - source.abs()).abs()
+    matrix = sigma.new_zeros(len(sigma), size, size)
+    shape = (len(sigma), size, kernel)
+    return matrix.scatter_add_(2, source.expand(shape), weight[:, None].expand(shape))

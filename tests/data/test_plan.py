@@ -1,0 +1,83 @@
+"""The plan and its bundles: equal in size, checked on arrival, the same on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raycl.beton import IntField, RGBImageField, Writer
+from raycl.data.order import PADDING, Order, singles
+from raycl.data.plan import Plan, Source, local_tables
+from raycl.data.shards import Shards
+
+
+def dataset(folder: Path, samples: int = 50, shards: int = 3) -> Shards:
+    """Images whose every pixel is the sample's id, over several shards."""
+    folder.mkdir(exist_ok=True)
+    for shard, ids in enumerate(np.array_split(np.arange(samples), shards)):
+        fields = {"image": RGBImageField("raw"), "label": IntField()}
+        with Writer(folder / f"{shard}.beton", fields, page_size=2 << 20) as writer:
+            for i in ids:
+                writer.write({"image": np.full((8, 8, 3), i, np.uint8), "label": int(i) % 7})
+    return Shards(folder)
+
+
+def plan_of(shards: Shards, **order: object) -> Plan:
+    settings = {"lanes": 2, "batch": 4, "seed": 1} | order
+    made = Order(singles(len(shards)), **settings)  # type: ignore[arg-type]
+    return Plan({"images": Source(shards, made, ("image", "label"))})
+
+
+def test_bundles_are_equal_and_interleave_the_lanes(tmp_path: Path) -> None:
+    plan = plan_of(dataset(tmp_path))
+    bundles = plan.bundles(0)
+    assert [b.lane for b in bundles] == [0, 1] * (len(bundles) // 2)
+    assert {len(plan.read(b)) for b in bundles} == {plan.room * plan.batch}
+
+
+def test_rows_carry_the_planned_samples(tmp_path: Path) -> None:
+    plan = plan_of(dataset(tmp_path))
+    expected = plan.first.order.plan(2)
+    for bundle in plan.bundles(2):
+        table = plan.read(bundle).filter(np.array(plan.read(bundle)["step"]) != PADDING)
+        for row in table.to_pylist():
+            at = [r["id"] for r in table.to_pylist() if r["step"] == row["step"]]
+            assert at == list(expected[row["step"], row["lane"], :, 0])
+            assert row["epoch"] == 2 and row["lane"] == bundle.lane
+            assert set(row["image"]) == {row["id"]} and row["label"] == row["id"] % 7
+            assert (row["image.height"], row["image.width"], row["image.mode"]) == (8, 8, 1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_read_the_global_batches_of_one(tmp_path: Path, world: int) -> None:
+    plan = plan_of(dataset(tmp_path), lanes=4, batch=3)
+    seen: dict[tuple[int, int], list[int]] = {}
+    for rank in range(world):
+        for table in local_tables(plan, range(rank, 4, world), epoch=1, start=1):
+            for row in table.to_pylist():
+                if row["step"] != PADDING:
+                    seen.setdefault((row["step"], row["lane"]), []).append(row["id"])
+    expected = plan.first.order.plan(1)[1:, ..., 0]
+    assert seen == {
+        (step + 1, lane): list(ids)
+        for step, lanes in enumerate(expected)
+        for lane, ids in enumerate(lanes)
+    }
+
+
+def test_a_second_stream_of_pairs_travels_in_the_same_bundle(tmp_path: Path) -> None:
+    shards = dataset(tmp_path)
+    pairs = np.stack([np.arange(12), np.arange(12) + 20], axis=1)
+    images = Source(shards, Order(singles(50), 2, 4), ("image", "label"))
+    paired = Source(shards, Order(pairs, 2, 4), ("image",))
+    plan = Plan({"images": images, "pairs": paired})
+    assert plan.steps == 6 and paired.order.steps == 1
+    table = plan.read(plan.bundles(0)[0])
+    assert {"id", "pairs.0.id", "pairs.1.id", "pairs.1.image", "label"} <= set(table.column_names)
+    rows = [r for r in table.to_pylist() if r["step"] != PADDING]
+    assert all(r["pairs.1.id"] == r["pairs.0.id"] + 20 for r in rows)
+    # The shorter stream is recycled with a new permutation each time it is used up.
+    recycled = [[r["pairs.0.id"] for r in rows if r["step"] == s] for s in range(plan.room)]
+    assert len(set(map(tuple, recycled))) > 1
