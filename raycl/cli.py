@@ -117,7 +117,13 @@ def _pretrain(recipe: Recipe, run: Path) -> None:
 def _display(recipe: Recipe) -> Iterator[Any]:
     """One tidy line that tells how far a run is; plain lines where nobody watches a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     epochs = recipe.trainer.stop.epochs
     console = Console(stderr=True)
@@ -167,7 +173,9 @@ def _display(recipe: Recipe) -> Iterator[Any]:
 @app.command()
 def evaluate(
     run: RunArgument,
-    protocol: Annotated[list[Protocol] | None, typer.Option(help="Instead of the recipe's.")] = None,
+    protocol: Annotated[
+        list[Protocol] | None, typer.Option(help="Instead of the recipe's.")
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also raw pixels and the untrained encoder.")
     ] = False,
@@ -177,7 +185,9 @@ def evaluate(
     from raycl.train.evaluation import evaluate as score
 
     names = [p.value for p in protocol] if protocol else None
-    result = score(run, names, baselines=baselines, listen=lambda m: typer.echo(f"scoring {m}", err=True))
+    result = score(
+        run, names, baselines=baselines, listen=lambda m: typer.echo(f"scoring {m}", err=True)
+    )
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
@@ -192,9 +202,13 @@ def _table(rows: list[dict[str, Any]]) -> None:
     table = Table(title="accuracy on the test set, %")
     table.add_column("representation")
     for labels, protocol in columns:
-        table.add_column(f"{protocol}\n{labels}" + (" labels" if labels == "all" else ""), justify="right")
+        table.add_column(
+            f"{protocol}\n{labels}" + (" labels" if labels == "all" else ""), justify="right"
+        )
     for name in dict.fromkeys(row["representation"] for row in rows):
-        found = {(r["labels"], r["protocol"]): r["accuracy"] for r in rows if r["representation"] == name}
+        found = {
+            (r["labels"], r["protocol"]): r["accuracy"] for r in rows if r["representation"] == name
+        }
         table.add_row(name, *(f"{100 * found[column]:.1f}" for column in columns))
     Console().print(table)
 
@@ -253,7 +267,9 @@ def import_(
     expected = 1 if kind is Importer.digits else 2
     if len(places) != expected:
         need = "OUT" if expected == 1 else "SRC OUT"
-        raise RayclError(f"data import {kind.value}: {need} is needed, given was {' '.join(places)}")
+        raise RayclError(
+            f"data import {kind.value}: {need} is needed, given was {' '.join(places)}"
+        )
     source = places[0] if expected == 2 else None
     storage = Storage(mode.value if mode else None, resolution, quality, shard_samples)
     with Progress(console=Console(stderr=True)) as bar:

@@ -37,7 +37,9 @@ class Section(BaseModel):
 class Data(Section):
     """Where samples come from and in which order."""
 
-    train: str | list[str] | None = Field(None, description="shard, directory, glob, or list of them")
+    train: str | list[str] | None = Field(
+        None, description="shard, directory, glob, or list of them"
+    )
     test: str | list[str] | None = Field(None, description="held-out set that protocols score on")
     limit: int | None = Field(None, ge=1, description="use only the first samples of train")
     indices: str | None = Field(None, description=".npy of sample ids of train to use")
@@ -82,7 +84,9 @@ class Patience(Section):
 
 class Stop(Section):
     epochs: int = Field(100, ge=1)
-    steps: int | None = Field(None, ge=1, description="stop after so many steps, if that is earlier")
+    steps: int | None = Field(
+        None, ge=1, description="stop after so many steps, if that is earlier"
+    )
     patience: Patience | None = None
 
 
@@ -103,7 +107,9 @@ class Trainer(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
-    address: str | None = Field(None, description="Ray cluster to run on, 'auto' for this machine's")
+    address: str | None = Field(
+        None, description="Ray cluster to run on, 'auto' for this machine's"
+    )
     seed: int = Field(0, ge=0)
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()

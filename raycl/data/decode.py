@@ -115,10 +115,15 @@ class Decoder:
             lane = range(row // group * group, row // group * group + group)
             good = [r for r in lane if not errors[r]]
             if not good:
-                raise RayclError(f"{self.locate(int(ids[row]))}: no sample of this lane is readable")
+                raise RayclError(
+                    f"{self.locate(int(ids[row]))}: no sample of this lane is readable"
+                )
             nearest = min(good, key=lambda r: (abs(r - row), r))
             ids[row] = ids[nearest]
-            for values in (*pixels.values(), *(a for plan in plans.values() for a in plan.values())):
+            for values in (
+                *pixels.values(),
+                *(a for plan in plans.values() for a in plan.values()),
+            ):
                 values[row] = values[nearest]
         self.substituted += len(bad)
         return pixels, plans, ids

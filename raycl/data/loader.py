@@ -76,7 +76,9 @@ class Loader:
         """Batches of an epoch from a step on. The host works ahead in a thread of its own."""
         for host in self._timed(ahead(self._host(epoch, start), BATCHES_AHEAD)):
             batch, plans = host
-            yield finish(batch, plans, {k: v for s in self.views.values() for k, v in s.items()}, self.device)
+            yield finish(
+                batch, plans, {k: v for s in self.views.values() for k, v in s.items()}, self.device
+            )
 
     def _timed(self, batches: Iterator[Host]) -> Iterator[Host]:
         while True:
@@ -104,12 +106,16 @@ class Loader:
                 ]
                 yield self._cut(pa.concat_tables(parts), epoch)
 
-    def _checked(self, table: pa.Table | None, epoch: int, lane: int, step: int, at: int) -> pa.Table:
+    def _checked(
+        self, table: pa.Table | None, epoch: int, lane: int, step: int, at: int
+    ) -> pa.Table:
         """The rows of one lane at one step, if they are what the plan says."""
         if table is None:
             raise RuntimeError(f"the stream ended before epoch {epoch}, step {step}, lane {lane}")
         part = table.slice(at, self.plan.batch)
-        found = [tuple(part[name][i].as_py() for name in ("epoch", "step", "lane")) for i in (0, -1)]
+        found = [
+            tuple(part[name][i].as_py() for name in ("epoch", "step", "lane")) for i in (0, -1)
+        ]
         if any(where != (epoch, step, lane) for where in found):
             raise RuntimeError(
                 f"bundles came in another order than planned: (epoch, step, lane) is {found[0]}, "
@@ -125,8 +131,13 @@ class Loader:
             occurrence = step // source.order.steps  # a recycled stream draws its views anew
             for prefix in prefixes(name, index == 0, source.order.entries.shape[1]):
                 host = _host_batch(
-                    table, prefix, source.shards, source.fields, self._decoders[prefix],
-                    occurrence, self.plan.batch,
+                    table,
+                    prefix,
+                    source.shards,
+                    source.fields,
+                    self._decoders[prefix],
+                    occurrence,
+                    self.plan.batch,
                 )
                 batch |= host[0]
                 plans |= host[1]
@@ -142,7 +153,7 @@ def _host_batch(
     epoch: int,
     group: int,
 ) -> Host:
-    ids = table[f"{prefix}id"].to_numpy()
+    ids = np.array(table[f"{prefix}id"])  # a copy: torch warns of memory it may not write to
     batch: dict[str, np.ndarray] = {}
     plans: dict[str, dict[str, Tensor]] = {}
     for name in dict.fromkeys(view.field for view in decoder.views.values()):
@@ -249,4 +260,3 @@ def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
     finally:
         stopped.set()
         thread.join()
-

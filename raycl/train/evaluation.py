@@ -22,6 +22,7 @@ from raycl.methods.base import DataInfo
 from raycl.recipe import Recipe
 from raycl.train import checkpoint
 from raycl.train.corpus import ShardCorpus
+from raycl.train.memory import keep_freed_memory
 from raycl.train.run import has_labels, open_data
 from raycl.train.worker import evaluation_view, training_corpus
 from raycl.views.image import Crop
@@ -54,6 +55,7 @@ def evaluate(
     Returns:
         What evaluation.json holds: `rows` with representation, labels, protocol, accuracy.
     """
+    keep_freed_memory()
     recipe = recipes.load(run)
     saved = checkpoint.require(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -206,7 +208,10 @@ def _write_map(run: Path, features: Tensor, test: ShardCorpus) -> None:
     )
     ids = test.ids[: len(features)]
     pictures = torch.cat(
-        [b["view"].cpu() for b in walk(test.shards, test.view, ids, batch=512, device=torch.device("cpu"))]
+        [
+            b["view"].cpu()
+            for b in walk(test.shards, test.view, ids, batch=512, device=torch.device("cpu"))
+        ]
     )
     writer: Any = SummaryWriter(str(run / "tensorboard" / "projector"))
     names = [classes[label] for label in labels]

@@ -20,7 +20,13 @@ from raycl.errors import RayclError
 from raycl.recipe import Recipe
 
 # Fields that say where and how fast a run computes, not what: they may differ in a resumed run.
-_FREE = ("trainer.workers", "trainer.address", "trainer.device", "data.threads", "trainer.log_every")
+_FREE = (
+    "trainer.workers",
+    "trainer.address",
+    "trainer.device",
+    "data.threads",
+    "trainer.log_every",
+)
 
 
 def absolute(recipe: Recipe) -> Recipe:

@@ -22,7 +22,14 @@ from raycl.train import checkpoint
 from raycl.train.loop import Place
 from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
-from raycl.train.worker import Ears, online_knn, stop_on_interrupt, threads_of, train, training_corpus
+from raycl.train.worker import (
+    Ears,
+    online_knn,
+    stop_on_interrupt,
+    threads_of,
+    train,
+    training_corpus,
+)
 
 Listen = Callable[[dict[str, Any]], None]
 
@@ -42,7 +49,9 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     """
     recipe, run = absolute(recipe), run.absolute()
     plan = plan_of(recipe)
-    online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")), torch.device("cpu"))
+    online_knn(
+        recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")), torch.device("cpu")
+    )
     open_run(run, recipe)
     if recipe.trainer.workers == 1 and not _cluster(recipe):
         _here(recipe, run, plan, listen)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raycl.data.loader import Loader
-
 from raycl.data.plan import Plan
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
@@ -23,6 +22,7 @@ from raycl.recipe import Recipe
 from raycl.train import checkpoint
 from raycl.train.corpus import ShardCorpus
 from raycl.train.loop import Loop, Place
+from raycl.train.memory import keep_freed_memory
 from raycl.train.observers import Observer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
 from raycl.train.observers.write import Metrics, TensorBoard
@@ -43,6 +43,7 @@ class Ears:
 
 def train(recipe: Recipe, run: Path, plan: Plan, place: Place, tables: Tables, ears: Ears) -> None:
     """Trains one rank to the end, from the newest checkpoint if there is one."""
+    keep_freed_memory()
     trainer = recipe.trainer
     method = build(recipe, plan.first.shards)
     views = {name: stream.views for name, stream in recipe.streams.items()}
@@ -175,6 +176,3 @@ def stop_on_interrupt(loop: Loop) -> None:
 def threads_of(workers_here: int) -> int:
     """Compute threads of one of several workers on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // max(workers_here, 1))
-
-
-

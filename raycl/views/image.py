@@ -187,6 +187,20 @@ class ImageView(_Part):
 
         ops.crop_resize(image, box, flip, out, self.interpolation)
 
+    def cut_batch(self, images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
+        """Cuts images of one size, (N, H, W, 3) uint8, at once and on their device.
+
+        Faster than `cut` for images of some 32 pixels. The two may differ by a few grey levels at
+        hard edges, so what decides between them has to be a whole data set, not a batch.
+
+        Returns:
+            (N, size, size, 3) uint8.
+        """
+        from raycl.views import ops
+
+        size = (self.size, self.size)
+        return ops.crop_resize_batch(images, box, flip, size, self.interpolation)
+
     def render(self, pixels: Tensor, plan: Mapping[str, Tensor]) -> Tensor:
         """Colours, blurs and normalises a batch of crops on the device where they are.
 

@@ -26,7 +26,9 @@ def consume(split: Any, epochs: int, slow: bool) -> Rows:
         for table in split.iter_batches(batch_size=None, batch_format="pyarrow"):
             if slow:
                 time.sleep(random.random() / 20)
-            found = zip(*(table[n].to_pylist() for n in ("epoch", "step", "lane", "id")), strict=True)
+            found = zip(
+                *(table[n].to_pylist() for n in ("epoch", "step", "lane", "id")), strict=True
+            )
             rows += [row for row in found if row[1] != PADDING]
     return rows
 

@@ -92,7 +92,5 @@ class OnlineKnn(Observer):
         _, train = self.train.embed(event.method.encoder)
         _, test = self.test.embed(event.method.encoder)
         if collectives.rank() == 0:
-            guess = knn(
-                train, self.labels[0], test, k=self.k, temperature=self.temperature
-            )
+            guess = knn(train, self.labels[0], test, k=self.k, temperature=self.temperature)
             event.metrics["knn"] = (guess.cpu() == self.labels[1]).double().mean().item()
