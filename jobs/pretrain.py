@@ -1,6 +1,6 @@
 """Pretrain a recipe on the cluster that this job was submitted to.
 
-    ray job submit --working-dir . -- python jobs/pretrain.py simclr/cifar10 --run /shared/run data.train=...
+    ray job submit --working-dir . -- python jobs/pretrain.py simclr/cifar10 --run /shared/run
 
 It is `raycl pretrain`, with the same arguments. Ray sets RAY_ADDRESS for a submitted job, so the
 workers run on that cluster; the run directory and the data must be reachable from all its nodes.

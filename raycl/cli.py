@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +20,14 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # rich costs half a second at every start
 )
-data_app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
-recipes_app = typer.Typer(help="List and show recipes.", invoke_without_command=True)
+data_app = typer.Typer(
+    help="Make, check and look at data sets.", no_args_is_help=True, rich_markup_mode=None
+)
+recipes_app = typer.Typer(
+    help="List and show recipes.", invoke_without_command=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 app.add_typer(recipes_app, name="recipes")
 
@@ -32,13 +37,13 @@ Overrides = Annotated[
 ]
 
 
-class Protocol(str, Enum):
+class Protocol(StrEnum):
     knn = "knn"
     linear = "linear"
     linear_sgd = "linear-sgd"
 
 
-class Importer(str, Enum):
+class Importer(StrEnum):
     digits = "digits"
     imagefolder = "imagefolder"
     npz = "npz"
@@ -56,7 +61,7 @@ def main() -> None:
         sys.exit(2)
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     jpg = "jpg"
     raw = "raw"
 
@@ -173,6 +178,7 @@ def _display(recipe: Recipe) -> Iterator[Any]:
 @app.command()
 def evaluate(
     run: RunArgument,
+    overrides: Overrides = None,
     protocol: Annotated[
         list[Protocol] | None, typer.Option(help="Instead of the recipe's.")
     ] = None,
@@ -184,32 +190,30 @@ def evaluate(
     """Score a run's encoder: weighted kNN, linear probes, few labels."""
     from raycl.train.evaluation import evaluate as score
 
-    names = [p.value for p in protocol] if protocol else None
-    result = score(
-        run, names, baselines=baselines, listen=lambda m: typer.echo(f"scoring {m}", err=True)
-    )
+    changes = [f"evaluation.protocols=[{','.join(protocol)}]"] if protocol else []
+    result = score(run, [*(overrides or []), *changes], baselines=baselines, listen=_say)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
         _table(result["rows"])
 
 
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
 def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(dict.fromkeys((row["labels"], row["protocol"]) for row in rows))
+    found = {(r["representation"], r["labels"], r["protocol"]): r["accuracy"] for r in rows}
     table = Table(title="accuracy on the test set, %")
     table.add_column("representation")
+    columns = list(dict.fromkeys((labels, protocol) for _, labels, protocol in found))
     for labels, protocol in columns:
-        table.add_column(
-            f"{protocol}\n{labels}" + (" labels" if labels == "all" else ""), justify="right"
-        )
-    for name in dict.fromkeys(row["representation"] for row in rows):
-        found = {
-            (r["labels"], r["protocol"]): r["accuracy"] for r in rows if r["representation"] == name
-        }
-        table.add_row(name, *(f"{100 * found[column]:.1f}" for column in columns))
+        table.add_column(f"{protocol}\n{labels}", justify="right")
+    for name in dict.fromkeys(name for name, _, _ in found):
+        table.add_row(name, *(f"{100 * found[name, *column]:.1f}" for column in columns))
     Console().print(table)
 
 
@@ -242,7 +246,7 @@ def demo(
     typer.echo(f"data: {data} (scikit-learn's handwritten digits)", err=True)
     places = [f"data.train={data / 'train'}", f"data.test={data / 'test'}"]
     _pretrain(recipes.load("simclr/digits", [*places, f"trainer.seed={seed}"]), run)
-    result = score(run, baselines=True)
+    result = score(run, baselines=True, listen=_say)
     _table(result["rows"])
     typer.echo(f"report: {write_report(run)}")
 

@@ -8,6 +8,7 @@ applies to every view, one under a view's name only to that view.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -315,7 +316,7 @@ def validate(content: dict[str, Any], origin: str = "recipe") -> Recipe:
     return recipe
 
 
-def _method_problems(method: dict[str, Any], views: dict[str, Any]) -> list[str]:
+def _method_problems(method: dict[str, Any], views: Any) -> list[str]:
     if not isinstance(method.get("name"), str):
         return ["method.name: missing; give a built-in method or package.module:Class"]
     try:
@@ -362,10 +363,8 @@ def _override(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-4, without a dot, as text
-        except ValueError:
-            pass
     *sections, last = key.split(".")
     here = content
     for name in sections:

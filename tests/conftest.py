@@ -98,3 +98,31 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's handwritten digits as shards: a folder with train and test."""
+    from raycl.data.sink import Storage, import_dataset
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    import_dataset("digits", None, folder, storage=Storage(shard_samples=600))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(digits: Path) -> list[str]:
+    """Overrides that make simclr/digits a matter of seconds."""
+    return [
+        f"data.train={digits / 'train'}",
+        f"data.test={digits / 'test'}",
+        "data.limit=512",
+        "views.size=16",
+        "method.encoder.width=4",
+        "trainer.batch=64",
+        "trainer.log_every=2",
+        "trainer.stop.epochs=2",
+        "trainer.checkpoint.every_epochs=1",
+        "optimizer.warmup_epochs=0",
+        "evaluation.every_epochs=1",
+    ]

@@ -159,7 +159,7 @@ def _host_batch(
     for name in dict.fromkeys(view.field for view in decoder.views.values()):
         column = table[prefix + name].combine_chunks()
         images = Encoded(
-            [value.as_buffer() for value in column],
+            [memoryview(value.as_buffer()).cast("B") for value in column],
             *(table[f"{prefix}{name}.{part}"].to_numpy() for part in ("mode", "height", "width")),
         )
         pixels, drawn, ids = decoder.cut(images, ids, epoch, group)

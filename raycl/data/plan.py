@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Steps [start, start + steps) of one lane in one epoch; `steps` of the bundle's room is used."""
+    """Steps [start, start + steps) of one lane in one epoch; a bundle may have room for more."""
 
     epoch: int
     lane: int
@@ -173,7 +172,7 @@ def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
     for field in needed:
         if field not in shards.fields:
             raise RayclError(
-                f"{section}: {Path(shards.paths[0]).parent} has no field {field!r}, which the views "
+                f"{section}: {shards.paths[0].parent} has no field {field!r}, which the views "
                 f"read; it has: {', '.join(shards.fields)}"
             )
 

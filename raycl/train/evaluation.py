@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from raycl import recipe as recipes
 from raycl.data.loader import walk
 from raycl.data.order import Order, singles
-from raycl.errors import RayclError
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
@@ -23,8 +22,8 @@ from raycl.recipe import Recipe
 from raycl.train import checkpoint
 from raycl.train.corpus import ShardCorpus
 from raycl.train.memory import keep_freed_memory
-from raycl.train.run import has_labels, open_data
-from raycl.train.worker import evaluation_view, training_corpus
+from raycl.train.run import absolute, open_data
+from raycl.train.worker import evaluation_view, held_out, training_corpus
 from raycl.views.image import Crop
 
 MAPPED = 2000  # samples of the embedding map
@@ -40,7 +39,7 @@ class Pixels(nn.Module):
 
 def evaluate(
     run: Path,
-    protocols: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
     *,
     baselines: bool = False,
     listen: Callable[[str], None] = lambda message: None,
@@ -48,7 +47,7 @@ def evaluate(
     """Scores the newest checkpoint; writes RUN/evaluation.json and RUN/embedding.npz.
 
     Args:
-        protocols: instead of the recipe's: "knn", "linear", "linear-sgd".
+        overrides: fields of the run's recipe to change, such as another `data.test`.
         baselines: also raw pixels and the encoder as it was before training.
         listen: hears what is being computed.
 
@@ -56,10 +55,12 @@ def evaluate(
         What evaluation.json holds: `rows` with representation, labels, protocol, accuracy.
     """
     keep_freed_memory()
-    recipe = recipes.load(run)
+    recipe = absolute(recipes.load(run, overrides))
     saved = checkpoint.require(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, test = corpora(recipe, device)
+    train = training_corpus(recipe, open_data(recipe, "train"), device)
+    test = held_out(recipe, train)
+    check_pair(torch.zeros(len(train), 1), train.labels(), "training")
     encoders: dict[str, Callable[[], nn.Module]] = {}
     if baselines:
         encoders |= {
@@ -67,14 +68,13 @@ def evaluate(
             "untrained encoder": lambda: _untrained(recipe, train),
         }
     encoders["trained encoder"] = lambda: _trained(recipe, train, saved)
-    chosen = list(protocols or recipe.evaluation.protocols)
     rows: list[Row] = []
     features = torch.empty(0)
     for name, make in encoders.items():
-        listen(name)
+        listen(f"scoring {name}")
         encoder = make().to(device).eval()
         features = test.embed(encoder)[1]
-        rows += _score(recipe, name, encoder, train, test, features, chosen)
+        rows += _score(recipe, name, encoder, train, test, features)
     result = {
         "seed": recipe.trainer.seed,
         "step": int(saved.name.removeprefix("step-")),
@@ -83,24 +83,6 @@ def evaluate(
     _write_json(run / "evaluation.json", result)
     _write_map(run, features, test)
     return result
-
-
-def corpora(recipe: Recipe, device: torch.device) -> tuple[ShardCorpus, ShardCorpus]:
-    """Training and test set as the protocols see them; refuses sets without labels."""
-    train_set, test_set = open_data(recipe, "train"), open_data(recipe, "test")
-    for name, shards in (("train", train_set), ("test", test_set)):
-        if not has_labels(shards):
-            raise RayclError(
-                f"data.{name}: {shards.paths[0].parent} has no field 'label', which kNN and linear "
-                f"probes need; import the images from a folder per class, or evaluate on another "
-                f"data set with data.{name}=..."
-            )
-    train = training_corpus(recipe, train_set, device)
-    test = ShardCorpus(
-        test_set, np.arange(len(test_set)), train.view, train.batch, device, train.threads
-    )
-    check_pair(torch.zeros(len(train), 1), train.labels(), "training")
-    return train, test
 
 
 def _untrained(recipe: Recipe, train: ShardCorpus) -> nn.Module:
@@ -121,7 +103,6 @@ def _score(
     train: ShardCorpus,
     test: ShardCorpus,
     test_x: Tensor,
-    protocols: Sequence[str],
 ) -> list[Row]:
     train_x = train.embed(encoder)[1]
     train_y, test_y = train.labels(), test.labels()
@@ -132,7 +113,7 @@ def _score(
     rows: list[Row] = []
     for labels, chosen in subsets.items():
         x, y = train_x[chosen], train_y[chosen]
-        for protocol in protocols:
+        for protocol in settings.protocols:
             if protocol == "knn":
                 k, temperature = settings.knn.k, settings.knn.temperature
                 guess = knn(x, y, test_x, k=k, temperature=temperature)
@@ -207,12 +188,8 @@ def _write_map(run: Path, features: Tensor, test: ShardCorpus) -> None:
         classes=json.dumps(classes),
     )
     ids = test.ids[: len(features)]
-    pictures = torch.cat(
-        [
-            b["view"].cpu()
-            for b in walk(test.shards, test.view, ids, batch=512, device=torch.device("cpu"))
-        ]
-    )
+    batches = walk(test.shards, test.view, ids, batch=test.batch, device=torch.device("cpu"))
+    pictures = torch.cat([batch["view"] for batch in batches])
     writer: Any = SummaryWriter(str(run / "tensorboard" / "projector"))
     names = [classes[label] for label in labels]
     writer.add_embedding(features, metadata=names, label_img=pictures.clamp(0, 1))

@@ -20,13 +20,7 @@ from raycl.errors import RayclError
 from raycl.recipe import Recipe
 
 # Fields that say where and how fast a run computes, not what: they may differ in a resumed run.
-_FREE = (
-    "trainer.workers",
-    "trainer.address",
-    "trainer.device",
-    "data.threads",
-    "trainer.log_every",
-)
+_FREE = tuple(f"trainer.{name}:" for name in ("workers", "address", "device", "log_every"))
 
 
 def absolute(recipe: Recipe) -> Recipe:
@@ -142,7 +136,3 @@ def _array(path: str | None, field: str) -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise RayclError(f"{field}: cannot read {path} as a .npy file: {error}") from error
-
-
-def has_labels(shards: Shards) -> bool:
-    return "label" in shards.fields

@@ -24,6 +24,7 @@ from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
 from raycl.train.worker import (
     Ears,
+    build,
     online_knn,
     stop_on_interrupt,
     threads_of,
@@ -49,10 +50,8 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     """
     recipe, run = absolute(recipe), run.absolute()
     plan = plan_of(recipe)
-    online_knn(
-        recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")), torch.device("cpu")
-    )
-    open_run(run, recipe)
+    build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
+    online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
     if recipe.trainer.workers == 1 and not _cluster(recipe):
         _here(recipe, run, plan, listen)
     else:
@@ -63,14 +62,16 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
 def _here(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     lanes = range(recipe.trainer.lanes)
     place = Place(_device(recipe), lanes)
-    before = signal.getsignal(signal.SIGINT)
+    open_run(run, recipe)
     ears = Ears(metrics=listen)
-    if threading.current_thread() is threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    signals = threading.current_thread() is threading.main_thread()
+    if signals:
         ears.loop = stop_on_interrupt
     try:
         train(recipe, run, plan, place, lambda e, s: local_tables(plan, lanes, e, s), ears)
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if signals:
             signal.signal(signal.SIGINT, before)
 
 
@@ -104,8 +105,9 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             raise RayclError(
                 f"trainer.device: {workers} workers need a GPU each, the cluster has {gpus:g}"
             )
+        open_run(run, recipe)
         # The board lives and dies with this driver; a namesake of another run is never met.
-        board = ray.remote(num_cpus=0)(Board).remote()
+        board: Any = ray.remote(num_cpus=0)(Board).remote()
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board},
@@ -128,6 +130,8 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         with _relay(board, listen):
             try:
                 trainer.fit()
+            except SystemExit as error:  # how Ray Train ends a run on Ctrl-C
+                raise KeyboardInterrupt from error
             except ray.train.TrainingFailedError as error:
                 message = ray.get(board.reason.remote())
                 if message:
@@ -202,13 +206,13 @@ def _ray(recipe: Recipe) -> Iterator[None]:
         return
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     cluster = _cluster(recipe)
+    # A user's own method lies where the user stands; workers of this machine find it there.
+    here: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     ray.init(
         address=cluster or "local",
         logging_level=logging.ERROR,
         log_to_driver=False,
-        # A user's own method lies where the user stands; workers of this machine find it there.
-        runtime_env=None if cluster else {"env_vars": {"PYTHONPATH": path}},
-        **({} if cluster else {"include_dashboard": False}),
+        **({} if cluster else here | {"include_dashboard": False}),
     )
     try:
         yield

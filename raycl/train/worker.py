@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from raycl.train.memory import keep_freed_memory
 from raycl.train.observers import Observer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
 from raycl.train.observers.write import Metrics, TensorBoard
-from raycl.train.run import entries_of, has_labels, open_data
+from raycl.train.run import entries_of, open_data
 from raycl.views.image import ImageView
 
 Tables = Callable[[int, int], Iterable[pa.Table]]
@@ -61,7 +62,7 @@ def train(recipe: Recipe, run: Path, plan: Plan, place: Place, tables: Tables, e
     observers: list[Observer] = [
         Throughput(loader, trainer.lanes * trainer.batch),
         Embeddings(),
-        *online_knn(recipe, corpus, place.device),
+        *online_knn(recipe, corpus),
     ]
     if place.rank == 0:
         names = [name for stream in views.values() for name in stream]
@@ -145,22 +146,27 @@ def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> Sha
     return ShardCorpus(shards, ids, view, batch, device, recipe.data.threads)
 
 
-def online_knn(recipe: Recipe, train: ShardCorpus, device: torch.device) -> list[Observer]:
-    every = recipe.evaluation.every_epochs
+def held_out(recipe: Recipe, train: ShardCorpus) -> ShardCorpus:
+    """The labelled test set; refuses sets without labels, which no protocol can score on."""
+    shards = open_data(recipe, "test")
+    for name, found in (("train", train.shards), ("test", shards)):
+        if "label" not in found.fields:
+            raise RayclError(
+                f"data.{name}: {found.paths[0].parent} has no field 'label', which kNN and linear "
+                f"probes need; import the images from a folder per class, or train without online "
+                f"kNN (evaluation.every_epochs=0) and evaluate on another data set"
+            )
+    ids = np.arange(len(shards))
+    return ShardCorpus(shards, ids, train.view, train.batch, train.device, train.threads)
+
+
+def online_knn(recipe: Recipe, train: ShardCorpus) -> list[Observer]:
+    every, settings = recipe.evaluation.every_epochs, recipe.evaluation.knn
     if not every:
         return []
-    test = open_data(recipe, "test")
-    for name, shards in (("train", train.shards), ("test", test)):
-        if not has_labels(shards):
-            raise RayclError(
-                f"data.{name}: online kNN needs a field 'label', which this data set lacks; "
-                f"set evaluation.every_epochs=0 to train without it"
-            )
-    ids = torch.arange(len(test)).numpy()
-    held_out = ShardCorpus(test, ids, train.view, train.batch, device, train.threads)
-    settings = recipe.evaluation.knn
-    labels = (train.labels(), held_out.labels())
-    return [OnlineKnn(train, held_out, labels, every, settings.k, settings.temperature)]
+    test = held_out(recipe, train)
+    labels = (train.labels(), test.labels())
+    return [OnlineKnn(train, test, labels, every, settings.k, settings.temperature)]
 
 
 def stop_on_interrupt(loop: Loop) -> None:

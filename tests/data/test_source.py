@@ -26,10 +26,8 @@ def consume(split: Any, epochs: int, slow: bool) -> Rows:
         for table in split.iter_batches(batch_size=None, batch_format="pyarrow"):
             if slow:
                 time.sleep(random.random() / 20)
-            found = zip(
-                *(table[n].to_pylist() for n in ("epoch", "step", "lane", "id")), strict=True
-            )
-            rows += [row for row in found if row[1] != PADDING]
+            columns = (table[name].to_pylist() for name in ("epoch", "step", "lane", "id"))
+            rows += [row for row in zip(*columns, strict=True) if row[1] != PADDING]
     return rows
 
 
@@ -51,7 +49,7 @@ def test_one_and_two_ranks_get_the_same_global_batches(
             assert {lane for _, _, lane, _ in rows} == set(range(rank, 2, world))
             # Each lane's rows arrive in the planned order, without a look at their contents.
             for lane in range(rank, 2, world):
-                steps = [(e, s) for e, s, l, _ in rows if l == lane]
+                steps = [(row[0], row[1]) for row in rows if row[2] == lane]
                 assert steps == sorted(steps)
         seen[world] = sorted(row for rows in parts for row in rows)
     assert seen[1] == seen[2]

@@ -166,7 +166,9 @@ def test_crop_golden(
             # The two references differ from each other by up to 7 levels in a few values: one
             # clips overshoot between rows and columns, and the other once at the end.
             other = golden("augment_uint8")[f"rcrop{i}_bicubic"].astype(int)
-            apart = np.abs((other[:, ::-1] if flip else other) - (expected[:, ::-1] if flip else expected))
+            apart = np.abs(
+                (other[:, ::-1] if flip else other) - (expected[:, ::-1] if flip else expected)
+            )
             assert (error <= apart + 2).all()
 
 

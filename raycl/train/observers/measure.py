@@ -17,8 +17,11 @@ from raycl.train.observers import Event, Observer
 class Waiting(Protocol):
     """A loader that knows how long the training step has waited for it."""
 
-    waited: float
-    substituted: int
+    @property
+    def waited(self) -> float: ...
+
+    @property
+    def substituted(self) -> int: ...
 
 
 class Throughput(Observer):
