@@ -9,19 +9,19 @@ applies to every view, one under a view's name only to that view.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raycl.errors import RayclError
+from raycl.mistakes import explain, explain_one, kind, nearest
 
 if TYPE_CHECKING:
     from raycl.methods.base import DataInfo, Method, Stream
@@ -144,6 +144,7 @@ class Evaluation(Section):
     protocols: list[Literal["knn", "linear", "linear-sgd"]] = ["knn", "linear"]
     knn: Knn = Knn()
     few: list[int] = Field([], description="labels a class of the few-label rows")
+    size: int | None = Field(None, ge=8, description="side of the images; null: that of the views")
     batch: int = Field(512, ge=1)
 
 
@@ -233,7 +234,7 @@ def resolve_method(name: str) -> type[Method]:
         if name not in known:
             raise RecipeError(
                 f"method.name: {name!r} is neither a built-in method "
-                f"({', '.join(sorted(known))}) nor package.module:Class{_nearest(name, known)}"
+                f"({', '.join(sorted(known))}) nor package.module:Class{nearest(name, known)}"
             )
         module_name = f"raycl.methods.{name}"
     elif "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -287,14 +288,14 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     elif not path.is_file():
         raise RecipeError(
             f"unknown recipe {str(source)!r}: neither a packaged recipe, a file, nor a run "
-            f"directory{_nearest(str(source), known)}; `raycl recipes` lists the packaged ones"
+            f"directory{nearest(str(source), known)}; `raycl recipes` lists the packaged ones"
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections, this is {_kind(content)}")
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, this is {kind(content)}")
     for override in overrides:
         _override(content, override)
     return validate(content, str(path if path.suffix == ".yaml" else source))
@@ -307,7 +308,7 @@ def validate(content: dict[str, Any], origin: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        problems += _explain(error, Recipe, ())
+        problems += explain(error, Recipe, ())
     method = content.get("method")
     if isinstance(method, dict):
         problems += _method_problems(method, content.get("views") or {})
@@ -324,15 +325,16 @@ def _method_problems(method: dict[str, Any], views: Any) -> list[str]:
     except RecipeError as error:
         return [str(error)]
     settings = {key: value for key, value in method.items() if key != "name"}
+    problems: list[str] = []
     try:
         config = cls.Config(**settings)
     except ValidationError as error:
-        return _explain(error, cls.Config, ("method",))
+        problems += explain(error, cls.Config, ("method",))
+        config = cls.Config.model_construct()  # its defaults will do to check the views
     if not isinstance(views, dict):
-        return [f"views: a mapping of fields is needed, {_kind(views)} was given"]
+        return [*problems, f"views: a mapping of fields is needed, {kind(views)} was given"]
     specs = {name: v for s in cls.views(config).values() for name, v in s.views.items()}
     shared = {key: value for key, value in views.items() if key not in specs}
-    problems: list[str] = []
     for name, default in specs.items():
         own = views.get(name) or {}
         try:
@@ -341,7 +343,7 @@ def _method_problems(method: dict[str, Any], views: Any) -> list[str]:
             for detail in error.errors():
                 inside = _reach(own, detail["loc"])
                 at = ("views", name) if inside else ("views",)
-                line = _explain_one(detail, type(default), at, extra=specs if not inside else ())
+                line = explain_one(detail, type(default), at, extra=specs if not inside else ())
                 problems += [line] if line not in problems else []
     return problems
 
@@ -372,54 +374,6 @@ def _override(content: dict[str, Any], override: str) -> None:
             here[name] = {}
         here = here[name]
     here[last] = value
-
-
-def _explain(error: ValidationError, model: type[BaseModel], at: tuple[str, ...]) -> list[str]:
-    return list(dict.fromkeys(_explain_one(detail, model, at) for detail in error.errors()))
-
-
-def _explain_one(
-    detail: Any, model: type[BaseModel], at: tuple[str, ...], extra: Iterable[str] = ()
-) -> str:
-    """One line: dotted field, what was given, what is allowed, the nearest known field."""
-    location = [part for part in detail["loc"] if not (isinstance(part, str) and "[" in part)]
-    dotted = ".".join([*at, *map(str, location)]) or "recipe"
-    if detail["type"] == "extra_forbidden":
-        fields = [*_fields(model, location[:-1]), *extra]
-        where = ".".join([*at, *map(str, location[:-1])]) or "a recipe"
-        return (
-            f"{dotted}: unknown field{_nearest(str(location[-1]), fields)}; "
-            f"{where} has: {', '.join(fields)}"
-        )
-    if detail["type"] == "missing":
-        return f"{dotted}: missing, this field is needed"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if detail["type"] == "value_error":
-        return f"{dotted}: {message}"
-    return f"{dotted}: {detail['input']!r} was given, allowed is {message}"
-
-
-def _fields(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
-    """Names of the fields of the model at a location inside a model."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue
-        choices = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:

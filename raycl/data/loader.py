@@ -153,7 +153,7 @@ def _host_batch(
     epoch: int,
     group: int,
 ) -> Host:
-    ids = np.array(table[f"{prefix}id"])  # a copy: torch warns of memory it may not write to
+    ids = table[f"{prefix}id"].to_numpy().copy()  # torch warns of memory it may not write to
     batch: dict[str, np.ndarray] = {}
     plans: dict[str, dict[str, Tensor]] = {}
     for name in dict.fromkeys(view.field for view in decoder.views.values()):

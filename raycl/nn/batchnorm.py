@@ -106,10 +106,13 @@ def average_statistics(module: nn.Module) -> None:
     The update is linear in a batch's statistics and training never reads the running ones, so
     averaging once, before an evaluation or a checkpoint, equals averaging after every step.
     """
+    collectives.average(running_statistics(module))
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Running means and variances of all batch norms in a module, to read or to write."""
     norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
-    collectives.average(
-        buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)
-    )
+    return [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
 
 
 class _GlobalNorm(torch.autograd.Function):

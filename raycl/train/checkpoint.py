@@ -1,12 +1,15 @@
 """Checkpoints, written by raycl itself and the same on every path: one worker, a group, a trial.
 
     RUN/checkpoints/step-0000001200/
-        rank-0.pt  rank-1.pt  ...           what each rank has to say
+        rank-0.pt  rank-1.pt  ...           what is everyone's, and what each other rank adds
         manifest-0.json  manifest-1.json    its files with sizes and SHA-256, and the cursor
         COMPLETE                            world size and the hashes of all manifests
 
 Each rank writes its files and then its manifest; after a barrier rank 0 writes COMPLETE. Without
 COMPLETE a checkpoint does not exist. Nothing is renamed, because object stores cannot.
+
+Torch is imported where tensors are read or written: the process that plans the data asks for the
+cursor alone, and should not wait for it.
 """
 
 from __future__ import annotations
@@ -18,8 +21,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from raycl.errors import RayclError
 
@@ -44,6 +45,8 @@ def save(
         cursor: (epoch, step within it) of the next batch.
         barrier: returns when all ranks have come to it.
     """
+    import torch
+
     folder = run / FOLDER / f"step-{step:010d}"
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
@@ -92,11 +95,14 @@ def cursor(folder: Path | None) -> tuple[int, int]:
 
 
 def load(folder: Path, rank: int) -> dict[str, Any]:
-    """State of a rank; ranks beyond the saved world get rank 0's, whose networks are everyone's."""
-    path = folder / f"rank-{rank}.pt"
-    if not path.is_file():
-        path = folder / "rank-0.pt"
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """State of a rank: rank 0's, which holds what is everyone's, with the rank's own parts."""
+    import torch
+
+    state: dict[str, Any] = torch.load(folder / "rank-0.pt", map_location="cpu", weights_only=True)
+    own = folder / f"rank-{rank}.pt"
+    if rank and own.is_file():
+        state |= torch.load(own, map_location="cpu", weights_only=True)
+    return state
 
 
 def require(run: Path) -> Path:

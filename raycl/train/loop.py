@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raycl.errors import RayclError
 from raycl.methods.base import Batch, Corpus, Method, Output, Step
 from raycl.nn import collectives
-from raycl.nn.batchnorm import average_statistics
+from raycl.nn.batchnorm import average_statistics, running_statistics
 from raycl.nn.lanes import Layout, use
 from raycl.recipe import Recipe
 from raycl.train import checkpoint, optim
@@ -87,13 +87,13 @@ class Loop:
             for name, optimizer in self.optimizers.items()
         }
         self.averagers = {name: GradientAverager(ps) for name, ps in self.parameters.items()}
+        self._one = torch.ones((), device=place.device)
         self.step = 0
         self.done = False
         self.interrupted = False  # set from outside: save after this step and stop
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] = {}
-        self._sum: dict[str, Tensor] = {}
-        self._summed = 0
+        self._sums: dict[str, Tensor] = {}  # (2,) sum and count of each metric since it was logged
         self._check_accumulation()
 
     def _check_accumulation(self) -> None:
@@ -174,7 +174,7 @@ class Loop:
         *,
         logged: bool,
     ) -> Event:
-        metrics = self._mean_metrics() if logged and self._summed else {}
+        metrics = self._mean_metrics() if logged and self._sums else {}
         return Event(step, metrics, batch or {}, embedding, self.method, logged, self.done)
 
     def _at(self, epoch: int) -> Step:
@@ -200,7 +200,6 @@ class Loop:
             embedding = output.embedding if output.embedding is not None else embedding
             self._add(name, output, rate)
         self.method.after_step(step)
-        self._summed += 1
         return embedding
 
     def _turns(self, batch: Batch, step: Step) -> Iterator[tuple[Output, Backward]]:
@@ -249,8 +248,10 @@ class Loop:
 
         def backward() -> None:
             name = output.optimizer
-            used = list(leaves.values())
-            output.loss.backward(inputs=[*used, *self.parameters[name]])
+            output.loss.backward(inputs=[*leaves.values(), *self.parameters[name]])
+            running = running_statistics(self.method)
+            before = [buffer.clone() for buffer in running]
+            moved = [torch.zeros_like(buffer) for buffer in running]
             for index, part in enumerate(parts):
                 with self._cast(), use(layout):
                     again = self.method.embed(part)
@@ -266,6 +267,10 @@ class Loop:
                         [gradient for _, gradient in graded],
                         inputs=self.parameters[name],
                     )
+                # All lanes at once move the running statistics once, by the lanes' mean.
+                for buffer, start, mean in zip(running, before, moved, strict=True):
+                    mean += buffer / len(parts)
+                    buffer.copy_(mean if last else start)
 
         return output, backward
 
@@ -280,16 +285,15 @@ class Loop:
         prefix = "" if name == "main" else f"{name}."
         values = {"loss": output.loss.detach(), **output.metrics, "lr": torch.tensor(rate)}
         for key, value in values.items():
-            key, value = prefix + key, value.detach().float().to(self.place.device)
-            self._sum[key] = self._sum[key] + value if key in self._sum else value
+            pair = torch.stack([value.detach().float().to(self.place.device), self._one])
+            self._sums[prefix + key] = self._sums.get(prefix + key, 0) + pair
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means since the last call, over steps and ranks."""
-        keys = list(self._sum)
-        stacked = torch.stack([self._sum[key] for key in keys]) / self._summed
-        means = collectives.all_reduce_mean(stacked).tolist()
-        self._sum, self._summed = {}, 0
-        metrics = dict(zip(keys, means, strict=True))
+        sums, counts = torch.stack(list(self._sums.values())).unbind(1)
+        means = collectives.all_reduce_mean(sums / counts).tolist()
+        metrics = dict(zip(self._sums, means, strict=True))
+        self._sums = {}
         if not all(abs(value) < float("inf") for value in means):
             raise RayclError(
                 f"the loss is no finite number at step {self.step}: {metrics}; "
@@ -326,11 +330,13 @@ class Loop:
                 "done": self.done,
                 "metrics": self.metrics,
                 "best": self.best,
-                "sum": self._sum,
-                "summed": self._summed,
+                "sums": self._sums,
             },
-            "observers": {type(o).__name__: o.state_dict() for o in self.observers},
+            "observers": self._observed(),
         }
+
+    def _observed(self) -> dict[str, Any]:
+        return {type(o).__name__: o.state_dict() for o in self.observers}
 
     def load(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
@@ -338,8 +344,8 @@ class Loop:
             optimizer.load_state_dict(state["optimizers"][name])
         loop = state["loop"]
         self.step, self.done, self.best = loop["step"], loop["done"], loop["best"]
-        self._summed, self.metrics = loop["summed"], loop["metrics"]
-        self._sum = {key: value.to(self.place.device) for key, value in loop["sum"].items()}
+        self.metrics = loop["metrics"]
+        self._sums = {key: value.to(self.place.device) for key, value in loop["sums"].items()}
         for observer in self.observers:
             observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
 
@@ -350,7 +356,7 @@ class Loop:
         folder = checkpoint.save(
             self.run,
             self.step,
-            self.state(),
+            self.state() if self.place.rank == 0 else {"observers": self._observed()},
             divmod(self.step, self.batches.steps),
             rank=self.place.rank,
             world=self.place.world,

@@ -134,9 +134,9 @@ def export(method: Method, run: Path) -> Path:
 
 
 def evaluation_view(recipe: Recipe) -> ImageView:
-    """What an encoder is evaluated on: the first view's size and normalisation, nothing random."""
+    """What an encoder is evaluated on: the first view's field and normalisation, nothing random."""
     first = next(iter(next(iter(recipe.streams.values())).views.values()))
-    return first.evaluation()
+    return first.evaluation(recipe.evaluation.size)
 
 
 def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> ShardCorpus:

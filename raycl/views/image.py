@@ -127,10 +127,10 @@ class ImageView(_Part):
             raise ValueError("mean and std go together: give both or neither")
         return self
 
-    def evaluation(self) -> ImageView:
-        """The deterministic view of the same size and normalisation, for measuring an encoder."""
-        kept = {"field", "size", "interpolation", "mean", "std"}
-        return ImageView(**self.model_dump(include=kept), flip=0.0)
+    def evaluation(self, size: int | None = None) -> ImageView:
+        """The deterministic view of the same normalisation, for measuring an encoder."""
+        kept = self.model_dump(include={"field", "interpolation", "mean", "std"})
+        return ImageView(**kept, size=size or self.size, flip=0.0)
 
     def plan(
         self,

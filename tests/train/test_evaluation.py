@@ -14,6 +14,7 @@ from raycl.recipe import load
 from raycl.report.page import write_report
 from raycl.train.evaluation import evaluate
 from raycl.train.trainer import pretrain
+from raycl.train.worker import evaluation_view
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,12 @@ def test_the_published_sgd_probe(run: Path) -> None:
     )
     (row,) = result["rows"]
     assert row["protocol"] == "linear-sgd" and row["accuracy"] > 0.3
+
+
+def test_images_may_be_larger_in_evaluation_than_in_training(run: Path) -> None:
+    assert evaluation_view(load(run)).size == 16
+    view = evaluation_view(load(run, ["evaluation.size=24"]))
+    assert view.size == 24 and view.crop is None and view.color is None and view.flip == 0
 
 
 def test_scoring_twice_gives_the_same(run: Path) -> None:

@@ -230,5 +230,16 @@ def test_stop_at_a_number_of_steps() -> None:
     assert loop.step == loop.total == 4
 
 
+def test_bfloat16_trains_in_autocast() -> None:
+    made = recipe("trainer.precision=bfloat16")
+    method = method_of(made).float()
+    batches = Fixed([0], 4, 3, dtype=torch.float32)
+    seen: list[torch.dtype] = []
+    method.encoder.layer1.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    loss = Loop(made, method, batches, Place(CPU, [0])).fit()["loss"]
+    assert set(seen) == {torch.bfloat16} and 0 < loss < 10
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
 def test_one_process_is_no_group() -> None:
     assert collectives.world_size() == 1
