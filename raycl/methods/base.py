@@ -27,7 +27,9 @@ class Backbone(Settings):
     """A ResNet encoder. `width` is the channels of the first stage (64 as published)."""
 
     depth: Literal[18, 34, 50, 101] = 50
-    width: int = Field(64, ge=1)
+    # With fewer than 8 channels, oneDNN's convolutions in channels_last write beyond their buffers
+    # (torch 2.15 on the CPU): the heap is damaged and the process dies or hangs steps later.
+    width: int = Field(64, ge=8)
     stem: Literal["imagenet", "cifar"] = "imagenet"
 
     def build(self, scope: Literal["lane", "global"]) -> ResNet:

@@ -15,7 +15,7 @@ from raycl.nn.losses import nt_xent
 from tests.nn.distributed import run
 
 SMALL = {
-    "encoder": {"depth": 18, "width": 2, "stem": "cifar"},
+    "encoder": {"depth": 18, "width": 8, "stem": "cifar"},
     "projector": {"hidden": 8, "dim": 4},
 }
 

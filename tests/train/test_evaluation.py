@@ -38,7 +38,7 @@ def test_all_rows_are_scored_and_written(run: Path) -> None:
     assert {row["test"] for row in rows.values()} == {360}
     assert json.loads((run / "evaluation.json").read_text()) == result
     with np.load(run / "embedding.npz") as found:
-        assert found["features"].shape == (360, 32) and found["labels"].shape == (360,)
+        assert found["features"].shape == (360, 64) and found["labels"].shape == (360,)
         assert len(json.loads(str(found["classes"]))) == 10
     assert list((run / "tensorboard" / "projector").rglob("tensors.tsv"))
     page = write_report(run).read_text()

@@ -28,7 +28,7 @@ def recipe(*overrides: str, lanes: int = 1, steps: int = 3) -> Recipe:
     return load(
         "simclr/digits",
         [
-            "method.encoder.width=2",
+            "method.encoder.width=8",
             "method.batch_norm=lane",
             "method.projector={hidden: 8, dim: 4}",
             "evaluation.every_epochs=0",

@@ -183,6 +183,6 @@ def test_weights_of_another_run(whole: Path, tiny: list[str], tmp_path: Path) ->
         run = pretrain(load("simclr/digits", [*tiny, *changes]), tmp_path / source.name)
         one, two = (load_file(r / "encoder.safetensors") for r in (whole, run))
         torch.testing.assert_close(one["conv1.weight"], two["conv1.weight"], rtol=1e-4, atol=1e-6)
-    wrong = [f"init_from={whole}", "trainer.workers=1", "method.encoder.width=2"]
+    wrong = [f"init_from={whole}", "trainer.workers=1", "method.encoder.width=16"]
     with pytest.raises(RayclError, match=r"init_from: the weights of .* do not fit"):
         pretrain(load("simclr/digits", [*tiny, *wrong]), tmp_path / "wrong")
