@@ -162,8 +162,9 @@ def _augmented(
             seed=recipe.trainer.seed,
             epoch=epoch,
         ):
-            with torch.no_grad():
-                yield encoder(batch["view"]).flatten(1).float().cpu(), batch["label"].cpu()
+            with torch.no_grad():  # and not around the yield: whoever iterates needs gradients
+                features = encoder(batch["view"]).flatten(1).float().cpu()
+            yield features, batch["label"].cpu()
 
     return batches
 

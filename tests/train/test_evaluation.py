@@ -50,7 +50,7 @@ def test_the_published_sgd_probe(run: Path) -> None:
         run, ["data.limit=128", "evaluation.protocols=[linear-sgd]", "evaluation.few=[]"]
     )
     (row,) = result["rows"]
-    assert row["protocol"] == "linear-sgd" and row["accuracy"] > 0.3
+    assert row["protocol"] == "linear-sgd" and row["accuracy"] > 0.2
 
 
 def test_images_may_be_larger_in_evaluation_than_in_training(run: Path) -> None:

@@ -67,11 +67,11 @@ def test_two_ray_workers_are_one_worker(cluster: Cluster, whole: Path, tiny: lis
     heard: Lines = []
     run = whole.parent / "ray"
     pretrain(load("simclr/digits", [*tiny, "trainer.workers=2"]), run, heard.append)
-    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-4)
+    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
     assert series(run, "knn") == pytest.approx(series(whole, "knn"), abs=0.03)
     one, two = (load_file(r / "encoder.safetensors") for r in (whole, run))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=5e-2, atol=5e-3)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
     assert heard == metrics(run)
     newest = checkpoint.require(run)
     assert json.loads((newest / "COMPLETE").read_text())["world_size"] == 2
@@ -89,29 +89,34 @@ def test_a_ray_run_resumes_on_other_workers(cluster: Cluster, whole: Path, tiny:
     pretrain(recipe.model_copy(update={"trainer": trainer}), run)
     steps = [line["step"] for line in metrics(run) if "images_per_second" in line]
     assert steps == [2, 4, 6, 8]
-    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-4)
+    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from raycl.cli import main; main()", *arguments]
 
 
-def test_ctrl_c_and_resume(whole: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_and_resume(tiny: list[str], tmp_path: Path) -> None:
     """A real process, a real signal: the resumed run ends with the very same weights."""
-    run = tmp_path / "run"
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    changes = [*tiny, "trainer.workers=1", "optimizer.lr=0.05"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        command("pretrain", "simclr/digits", *tiny, "trainer.workers=1", "--run", str(run)),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
+    how: dict[str, Any] = {"env": environment, "text": True, "stderr": subprocess.PIPE}
+    first = subprocess.Popen(
+        command("pretrain", "simclr/digits", *changes, "--run", str(whole)), **how
+    )
+    _, errors = first.communicate(timeout=200)
+    assert first.returncode == 0, errors
+
+    second = subprocess.Popen(
+        command("pretrain", "simclr/digits", *changes, "--run", str(run)), **how
     )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    second.send_signal(signal.SIGINT)
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 130, errors
     assert f"raycl pretrain --resume {run}" in errors
     assert not (run / "encoder.safetensors").exists()
     subprocess.run(
