@@ -99,7 +99,8 @@ def command(*arguments: str) -> list[str]:
 def test_ctrl_c_and_resume(tiny: list[str], tmp_path: Path) -> None:
     """A real process, a real signal: the resumed run ends with the very same weights."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    changes = [*tiny, "trainer.workers=1", "optimizer.lr=0.05"]
+    # Long enough that the signal comes before the end.
+    changes = [*tiny, "trainer.workers=1", "optimizer.lr=0.05", "trainer.stop.epochs=8"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     how: dict[str, Any] = {"env": environment, "text": True, "stderr": subprocess.PIPE}
     first = subprocess.Popen(
