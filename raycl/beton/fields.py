@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
+import re
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from raycl.beton.layout import CUSTOM_TYPE, BetonError
+from raycl.beton.layout import CUSTOM_TYPE, MAX_PAGE, BetonError
 
 JPG, RAW = 0, 1
 
@@ -21,6 +23,14 @@ _POINTER = np.dtype("<u8")
 _SPAN = np.dtype([("pointer", "<u8"), ("size", "<u8")])
 _IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
 _ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
+# How NumPy itself spells a plain dtype. Its parser takes much more, and some of that is a program.
+_DTYPE = re.compile(r"[<>|][a-zA-Z]\d{1,10}(\[\w{1,20}\])?")
+
+# What a JPEG can ask of a decoder is bounded by its length: a block of 8 x 8 pixels takes a bit or
+# more, and a scan, which passes over the whole image, a dozen bytes.
+_PIXELS_PER_BYTE = 8 * 8 * 8
+_SCANS = 500
+_WORTH_COUNTING = 1 << 34
 
 
 class Field(ABC):
@@ -144,7 +154,7 @@ class RGBImageField(Field):
         if isinstance(value, bytes | bytearray | memoryview):
             if self.mode != "jpg":
                 raise BetonError(f"a JPEG file can only be stored in mode jpg, not {self.mode}")
-            height, width = _jpeg_size(value)
+            height, width = check_jpeg(value)
             if limit is None or max(height, width) <= limit:
                 return (JPG, width, height, 0), value
             value = decode_jpeg(value)
@@ -182,13 +192,7 @@ class RGBImageField(Field):
             return np.frombuffer(payload, np.uint8).reshape(height, width, 3).copy()
         if mode != JPG:
             raise BetonError(f"unknown image mode {mode}; 0 is jpg and 1 is raw")
-        image = decode_jpeg(payload)
-        if image.shape[:2] != (height, width):
-            raise BetonError(
-                f"the JPEG is {image.shape[0]} x {image.shape[1]} pixels, and the metadata say "
-                f"{height} x {width}"
-            )
-        return image
+        return decode_jpeg(payload, size=(height, width))
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,11 @@ class NDArrayField(Field):
             raise BetonError(f"arrays of {resolved} cannot be stored; use plain numbers")
         if not 1 <= len(shape) <= 32 or min(shape) < 1:
             raise BetonError(f"shape {shape} cannot be stored: it needs 1 to 32 axes, none empty")
+        if resolved.itemsize * math.prod(map(int, shape)) > MAX_PAGE:
+            raise BetonError(
+                f"arrays of {resolved} and shape {shape} cannot be stored: a page has at most "
+                f"{MAX_PAGE} bytes"
+            )
         object.__setattr__(self, "dtype", resolved)
         object.__setattr__(self, "shape", tuple(int(side) for side in shape))
 
@@ -237,10 +246,10 @@ class NDArrayField(Field):
             header = np.frombuffer(arguments, _ARRAY_ARGUMENTS, 1)[0]
             start = _ARRAY_ARGUMENTS.itemsize
             ((name, code),) = json.loads(arguments[start : start + int(header["type_length"])])
-            if name:
-                raise ValueError("a structured dtype")
-            return cls(np.dtype(code), tuple(np.trim_zeros(header["shape"], "b").tolist()))
-        except (ValueError, TypeError) as error:
+            if name or not isinstance(code, str) or not _DTYPE.fullmatch(code):
+                raise ValueError(f"{code!r:.60} is not a plain dtype")
+            return cls(code, tuple(np.trim_zeros(header["shape"], "b").tolist()))
+        except (ValueError, TypeError, RecursionError) as error:
             raise BetonError(f"the description of its arrays is damaged: {error}") from error
 
     def arguments(self) -> bytes:
@@ -259,7 +268,7 @@ class NDArrayField(Field):
         return 0, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
     def decode(self, cell: Any, payload: memoryview) -> np.ndarray:
-        size = self.dtype.itemsize * int(np.prod(self.shape))
+        size = self.dtype.itemsize * math.prod(self.shape)
         if len(payload) != size:
             raise BetonError(
                 f"an array of {self.dtype} and shape {self.shape} takes {size} bytes, and "
@@ -291,8 +300,8 @@ class JSONField(Field):
 
     def decode(self, cell: Any, payload: memoryview) -> Any:
         try:
-            return json.loads(bytes(payload).split(b"\0")[0])
-        except ValueError as error:
+            return json.loads(bytes(payload).removesuffix(b"\0").decode())
+        except (ValueError, RecursionError) as error:
             raise BetonError(f"not JSON: {error}") from error
 
 
@@ -326,34 +335,80 @@ def make_field(type_id: int, arguments: bytes) -> Field:
     return _TYPES[type_id].from_arguments(arguments)
 
 
-def decode_jpeg(data: Payload) -> np.ndarray:
+def decode_jpeg(
+    data: Payload,
+    least: tuple[int, int] = (0, 0),
+    memory: np.ndarray | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Decodes a JPEG, grey ones too, into an (H, W, 3) uint8 RGB image.
+
+    Args:
+        least: height and width that will do: the image comes at a half, a quarter or an eighth of
+            its size, rounded up, where it still has them. (0, 0) decodes all of it.
+        memory: where to put the pixels, as many bytes as the whole image has or more.
+        size: height and width that the JPEG should have; see `check_jpeg`.
 
     Raises:
         BetonError: not a JPEG, or a damaged one.
     """
+    height, width = check_jpeg(data, size)
+    scaled = 1
+    if any(least):
+        fits = [n for n in (2, 4, 8) if -(-height // n) >= least[0] and -(-width // n) >= least[1]]
+        scaled = max(fits, default=1)
     try:
-        image: np.ndarray = _simplejpeg().decode_jpeg(data, "RGB")
+        image: np.ndarray = _simplejpeg().decode_jpeg(
+            data,
+            "RGB",
+            min_height=-(-height // scaled),
+            min_width=-(-width // scaled),
+            min_factor=scaled,
+            buffer=memory,
+        )
     except ValueError as error:
         raise BetonError(f"not a whole JPEG: {error}") from error
     return image
+
+
+def check_jpeg(data: Payload, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of a JPEG that is safe to decode, and that FFCV can decode too.
+
+    Looks at the header, in microseconds, so that a decoder takes no more memory or time than the
+    file can justify.
+
+    Args:
+        size: height and width that it should have.
+
+    Raises:
+        BetonError: not a JPEG, not RGB or grey, of another size, or too short for its size.
+    """
+    try:
+        height, width, colours, _ = _simplejpeg().decode_jpeg_header(data)
+    except ValueError as error:
+        raise BetonError(f"not a whole JPEG: {error}") from error
+    if colours in ("CMYK", "YCCK"):
+        raise BetonError(f"a JPEG in {colours} colours; convert it to RGB first")
+    if size is not None and (height, width) != size:
+        raise BetonError(
+            f"the JPEG is {height} x {width} pixels, and the metadata say {size[0]} x {size[1]}"
+        )
+    length = data.nbytes if isinstance(data, memoryview | np.ndarray) else len(data)
+    if height * width > _PIXELS_PER_BYTE * length:
+        raise BetonError(
+            f"not a whole JPEG: {height} x {width} pixels do not fit into {length} bytes"
+        )
+    # Counting costs more than the rest, and only a large image makes many scans slow.
+    if height * width * length > _WORTH_COUNTING and bytes(data).count(b"\xff\xda") > _SCANS:
+        raise BetonError(f"a JPEG of more than {_SCANS} scans, which would take hours to decode")
+    return height, width
 
 
 def _encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     # Chroma at half resolution, as FFCV and nearly every camera store it.
     data: bytes = _simplejpeg().encode_jpeg(image, quality, "RGB", "420")
     return data
-
-
-def _jpeg_size(data: Payload) -> tuple[int, int]:
-    """Height and width of a complete JPEG that FFCV can decode too."""
-    try:
-        height, width, colours, _ = _simplejpeg().decode_jpeg_header(data)
-    except ValueError as error:
-        raise BetonError(f"not a JPEG: {error}") from error
-    if colours in ("CMYK", "YCCK"):
-        raise BetonError(f"a JPEG in {colours} colours; convert it to RGB first")
-    return height, width
 
 
 def _simplejpeg() -> Any:

@@ -9,21 +9,23 @@ a page, and all payloads of a sample lie in one page. The allocation table lists
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raycl.errors import RayclError
+
+if TYPE_CHECKING:
+    from raycl.beton.source import Source
 
 VERSION = 2
 MIN_PAGE = 2 << 20
 MAX_PAGE = 2 << 30
 NAME_BYTES = 16
 ARGUMENT_BYTES = 1024
+HEAD_BYTES = 128 << 10  # read at once: header and descriptors of up to 125 fields
 CUSTOM_TYPE = 255
 
 HEADER = np.dtype(
@@ -90,24 +92,14 @@ def pointers(table: np.ndarray, field: str) -> np.ndarray:
     return column["pointer"] if column.dtype.names else column
 
 
-def read_head(path: Path) -> Head:
+def read_head(source: Source) -> Head:
     """Reads and checks header and field descriptors with one small read.
 
     Raises:
         BetonError: not readable, not a `.beton` file, another version, cut off before its
             metadata, or without fields that raycl can name.
     """
-    try:
-        with open(path, "rb") as file:
-            return _parse(path, file)
-    except FileNotFoundError:
-        raise BetonError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise BetonError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _parse(path: Path, file: BinaryIO) -> Head:
-    file_size = os.fstat(file.fileno()).st_size
+    path, file_size = source.name, source.size
     if file_size == 0:
         raise BetonError(f"{path}: the file is empty")
     if file_size < HEADER.itemsize:
@@ -115,7 +107,8 @@ def _parse(path: Path, file: BinaryIO) -> Head:
             f"{path}: truncated or not a .beton file: it has {file_size} bytes, and the header "
             f"alone takes {HEADER.itemsize}"
         )
-    header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
+    start = source.read(0, min(file_size, HEAD_BYTES))
+    header = np.frombuffer(start, HEADER, 1)[0]
     version, num_fields = int(header["version"]), int(header["num_fields"])
     if version != VERSION:
         raise BetonError(
@@ -128,12 +121,13 @@ def _parse(path: Path, file: BinaryIO) -> Head:
             f"{path}: not a .beton file: its header states {num_fields} fields (byte 2) and pages "
             f"of {page_size} bytes (byte 4), which must be a power of two from {MIN_PAGE}"
         )
-    descriptors = file.read(num_fields * DESCRIPTOR.itemsize)
-    if len(descriptors) < num_fields * DESCRIPTOR.itemsize:
+    end = metadata_position(num_fields)
+    if end > file_size:
         raise BetonError(
             f"{path}: truncated in the descriptors of its {num_fields} fields: they end at byte "
-            f"{metadata_position(num_fields)} and the file at byte {file_size}"
+            f"{end} and the file at byte {file_size}"
         )
+    descriptors = (start if end <= len(start) else source.read(0, end))[HEADER.itemsize : end]
     fields: dict[str, tuple[int, bytes]] = {}
     for number, descriptor in enumerate(np.frombuffer(descriptors, DESCRIPTOR)):
         name = descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
@@ -153,7 +147,7 @@ def _parse(path: Path, file: BinaryIO) -> Head:
     )
 
 
-def check_size(path: Path, head: Head, row_bytes: int, allocations: int) -> None:
+def check_size(path: str, head: Head, row_bytes: int, allocations: int) -> None:
     """Compares the size of the file with what its head promises, which finds every truncation.
 
     Args:
@@ -180,6 +174,14 @@ def check_size(path: Path, head: Head, row_bytes: int, allocations: int) -> None
         raise BetonError(
             f"{path}: truncated in the pages: they end at byte {head.allocation_table}, and the "
             f"file at byte {head.file_size}"
+        )
+    pages = head.allocation_table - round_up(metadata_end, head.page_size)
+    whole = allocations > 0 and pages > 0 and pages % head.page_size == 0
+    if head.allocation_table != metadata_end and not whole:
+        raise BetonError(
+            f"{path}: damaged: the allocation table is said to start at byte "
+            f"{head.allocation_table}, where neither the metadata table nor a page of "
+            f"{head.page_size} bytes ends"
         )
     expected = head.allocation_table + allocations * ALLOCATION.itemsize
     if expected > head.file_size:

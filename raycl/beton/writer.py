@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import struct
 from collections.abc import Mapping
 from io import FileIO
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from raycl.beton.fields import Field
+from raycl.beton.fields import Field, Payload
 from raycl.beton.layout import (
     ALLOCATION,
     ARGUMENT_BYTES,
@@ -71,7 +72,8 @@ class Writer:
         self._page = np.zeros(page_size, np.uint8)
         self._used = 0
         self._pages = 0
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        # A name of its own: the orphan of a killed program may still be writing the same file.
+        self._partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
@@ -110,21 +112,31 @@ class Writer:
             BetonError: names the sample and the field that is missing, unknown, of the wrong kind
                 or too large, or says that the disk is full.
         """
-        if self._file is None:
-            raise BetonError(f"{self.path}: a Writer writes inside its `with` block only")
-        place = f"{self.path}: sample {len(self)}"
-        if sample.keys() != self.fields.keys():
-            missing = ", ".join(self.fields.keys() - sample.keys()) or "none"
-            unknown = ", ".join(sample.keys() - self.fields.keys()) or "none"
-            raise BetonError(f"{place}: fields missing: {missing}; unknown: {unknown}")
-        cells: list[Any] = []
-        payloads: list[tuple[str, np.ndarray]] = []
+        self._check_open()
+        self._check_names(sample)
+        encoded: dict[str, tuple[Any, Payload | None]] = {}
         for name, field in self.fields.items():
             try:
-                cell, payload = field.encode(sample[name])
+                encoded[name] = field.encode(sample[name])
             except BetonError as error:
-                raise BetonError(f"{place}, field {name!r}: {error}") from error
-            cells.append(cell)
+                raise BetonError(f"{self._place()}, field {name!r}: {error}") from error
+        self.write_encoded(encoded)
+
+    def write_encoded(self, sample: Mapping[str, tuple[Any, Payload | None]]) -> None:
+        """Adds a sample whose values are cells and payloads already, as `Field.encode` gives them.
+
+        For values that were encoded in threads, or come from another file; nothing is checked but
+        their names and sizes.
+
+        Raises:
+            BetonError: fields are missing or unknown, the sample is too large, or the disk is full.
+        """
+        self._check_open()
+        self._check_names(sample)
+        cells = [sample[name][0] for name in self.fields]
+        payloads: list[tuple[str, np.ndarray]] = []
+        for name in self.fields:
+            payload = sample[name][1]
             if payload is not None:
                 payloads.append((name, np.frombuffer(payload, np.uint8)))
         # An empty value takes one byte. Without it, its pointer would be that of the next payload,
@@ -133,8 +145,8 @@ class Writer:
         if sum(sizes) > self.page_size:
             parts = ", ".join(f"{name} {payload.size}" for name, payload in payloads)
             raise BetonError(
-                f"{place}: takes {sum(sizes)} bytes ({parts}) and a page {self.page_size}; choose "
-                f"a larger page_size or smaller values"
+                f"{self._place()}: takes {sum(sizes)} bytes ({parts}) and a page "
+                f"{self.page_size}; choose a larger page_size or smaller values"
             )
         if self._used + sum(sizes) > self.page_size:
             self._flush()
@@ -148,6 +160,19 @@ class Writer:
             self._page[self._used + payload.size : self._used + size] = 0
             self._used += size
         self._metadata += self._row.tobytes()
+
+    def _place(self) -> str:
+        return f"{self.path}: sample {len(self)}"
+
+    def _check_open(self) -> None:
+        if self._file is None:
+            raise BetonError(f"{self.path}: a Writer writes inside its `with` block only")
+
+    def _check_names(self, sample: Mapping[str, Any]) -> None:
+        if sample.keys() != self.fields.keys():
+            missing = ", ".join(self.fields.keys() - sample.keys()) or "none"
+            unknown = ", ".join(sample.keys() - self.fields.keys()) or "none"
+            raise BetonError(f"{self._place()}: fields missing: {missing}; unknown: {unknown}")
 
     def _flush(self) -> None:
         self._page[self._used :] = 0

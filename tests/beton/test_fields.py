@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_tensors_come_back_as_arrays() -> None:
         (RGBImageField(), np.zeros((0, 4, 3), np.uint8), "expected an"),
         (RGBImageField(), np.zeros((70000, 1, 3), np.uint8), "at most 65535 .* set max_resolution"),
         (RGBImageField(), jpeg("RGB"), "can only be stored in mode jpg, not raw"),
-        (RGBImageField("jpg"), b"GIF89a", "not a JPEG"),
+        (RGBImageField("jpg"), b"GIF89a", "not a whole JPEG"),
         (RGBImageField("jpg"), jpeg("CMYK"), "a JPEG in CMYK colours; convert it to RGB"),
     ],
 )
@@ -238,6 +239,9 @@ def test_cut_jpegs_do_not_decode(keep: int) -> None:
         (NDArrayField("f4", (3,)), 0, bytes(8), "takes 12 bytes, and 8 are stored"),
         (JSONField(), (0, 3), b"{]\0", "not JSON"),
         (JSONField(), (0, 2), b"\xff\0", "not JSON"),
+        (JSONField(), (0, 4), b"1\x002\0", "not JSON"),
+        (JSONField(), (0, 0), b"", "not JSON"),
+        (JSONField(), (0, 99999), b"[" * 99999, "not JSON"),
     ],
 )
 def test_damaged_payloads_are_refused(
@@ -248,3 +252,94 @@ def test_damaged_payloads_are_refused(
 
     with pytest.raises(BetonError, match=message):
         field.decode(stored["cell"][0], memoryview(payload))
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (b"[" * 760, "is damaged"),
+        (b'[["", "|O8"]]', "arrays of object cannot be stored"),
+        (b'[["", [["x", "O"]]]]', "not a plain dtype"),
+        (b'[["", {"names": ["x"], "formats": ["f4"], "itemsize": 2000000000}]]', "plain dtype"),
+        (b'[["", "f4,f4"]]', "'f4,f4' is not a plain dtype"),
+        (b'[["", null]]', "None is not a plain dtype"),
+        (b'[["x", "<f4"]]', "is damaged"),
+        (b'[["", "|V2147483647"]]', "a page has at most"),
+        (b'[["", "|S0"]]', "cannot be stored"),
+        (b'[["", "<f3"]]', "is not a NumPy dtype"),
+        (b'[["", "<M8[_]"]]', "is not a NumPy dtype"),
+        (b'{"a": "b"}', "is damaged"),
+        (b"\xff\xfe", "is damaged"),
+    ],
+)
+def test_damaged_descriptions_of_arrays_are_refused(description: bytes, message: str) -> None:
+    arguments = bytearray(NDArrayField("f4", (2, 3)).arguments().ljust(1024, b"\0"))
+    arguments[256:264] = len(description).to_bytes(8, "little")
+    arguments[264:] = description.ljust(760, b"\0")[:760]
+    with pytest.raises(BetonError, match=message):
+        make_field(4, bytes(arguments))
+
+
+@pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (1 << 62, 4), (1 << 63, 1), (1 << 29, 1)])
+def test_arrays_larger_than_any_page_are_refused(shape: tuple[int, ...]) -> None:
+    # The product of the first two is 0 in 64 bits.
+    arguments = bytearray(NDArrayField("f8", (1, 1)).arguments().ljust(1024, b"\0"))
+    for axis, side in enumerate(shape):
+        arguments[8 * axis : 8 * axis + 8] = side.to_bytes(8, "little")
+    with pytest.raises(BetonError, match="a page has at most 2147483648 bytes"):
+        make_field(4, bytes(arguments))
+
+
+@pytest.mark.parametrize("least", [(0, 0), (1, 1), (25, 38), (26, 38), (50, 75), (51, 75), (99, 1)])
+def test_jpegs_decode_at_the_least_sufficient_size(least: tuple[int, int]) -> None:
+    data, memory = jpeg("RGB", 100, 150, quality=95), np.zeros(100 * 150 * 3, np.uint8)
+    enough = [n for n in (8, 4, 2, 1) if -(-100 // n) >= least[0] and -(-150 // n) >= least[1]]
+    scaled = enough[0] if any(least) else 1
+
+    image = decode_jpeg(data, least, memory)
+
+    assert image.shape == (-(-100 // scaled), -(-150 // scaled), 3)
+    assert np.shares_memory(image, memory)
+    np.testing.assert_array_equal(image, decode_jpeg(data, least))
+
+
+def claiming(data: bytes, height: int, width: int) -> bytes:
+    """The JPEG with another size in its header."""
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4 :]
+
+
+def test_a_header_alone_takes_no_memory() -> None:
+    gigantic = claiming(jpeg("RGB"), 65500, 65500)
+    cells = np.zeros(2, RGBImageField.member)
+    cells[0], cells[1] = (JPG, 40, 30, 0), (JPG, 65500, 65500, 0)
+    with pytest.raises(BetonError, match="30 x 40 pixels, and the metadata say 65500 x 65500"):
+        RGBImageField().decode(cells[1], memoryview(jpeg("RGB")))
+    tracemalloc.start()
+    try:
+        for cell, message in zip(
+            cells, ("and the metadata say 30 x 40", "do not fit"), strict=True
+        ):
+            with pytest.raises(BetonError, match=f"65500 x 65500 pixels,? {message}"):
+                RGBImageField().decode(cell, memoryview(gigantic))
+        with pytest.raises(BetonError, match="do not fit into"):
+            decode_jpeg(gigantic)
+        with pytest.raises(BetonError, match="do not fit into"):
+            RGBImageField("jpg").encode(gigantic)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_emptiest_image_is_not_too_short_for_its_size() -> None:
+    for options in ({}, {"progressive": True}, {"optimize": True}):
+        buffer = io.BytesIO()
+        Image.new("L", (4000, 3000)).save(buffer, "JPEG", quality=1, **options)
+        assert decode_jpeg(buffer.getvalue()).shape == (3000, 4000, 3)
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    data = jpeg("L", 1500, 1500, progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BetonError, match="more than 500 scans"):
+        decode_jpeg(data[:-2] + last * 501 + b"\xff\xd9")

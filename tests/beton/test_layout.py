@@ -28,6 +28,7 @@ from raycl.beton.layout import (
     read_head,
     round_up,
 )
+from raycl.beton.source import MappedFile
 
 FLOAT, INT, IMAGE, BYTES = FloatField(), IntField(), RGBImageField(), BytesField()
 ARRAY, JSON = NDArrayField("f4", (2,)), JSONField()
@@ -104,7 +105,7 @@ def test_head_reads_names_of_full_length(tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
     path.write_bytes(head(samples=9) + descriptor(b"sixteen_letters_").tobytes())
 
-    found = read_head(path)
+    found = read_head(MappedFile(path))
 
     assert (list(found.fields), found.samples) == (["sixteen_letters_"], 9)
 
@@ -132,14 +133,14 @@ def test_foreign_and_truncated_heads_are_refused(
     path.write_bytes(content)
 
     with pytest.raises(BetonError, match=rf"foreign\.beton: .*{message}"):
-        read_head(path)
+        read_head(MappedFile(path))
 
 
 def test_unreadable_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BetonError, match=r"nowhere\.beton: there is no such file"):
-        read_head(tmp_path / "nowhere.beton")
+        MappedFile(tmp_path / "nowhere.beton")
     with pytest.raises(BetonError, match="cannot be read: Is a directory"):
-        read_head(tmp_path)
+        MappedFile(tmp_path)
 
 
 def test_needs_numpy_alone() -> None:

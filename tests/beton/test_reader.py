@@ -72,7 +72,7 @@ def tables_of(content: bytes | bytearray) -> tuple[int, np.ndarray]:
 def test_reads_every_value(whole: Path) -> None:
     reader = Reader(str(whole))
 
-    assert (len(reader), reader.path, reader.page_size) == (SAMPLES, whole, PAGE)
+    assert (len(reader), reader.name, reader.page_size) == (SAMPLES, str(whole), PAGE)
     assert list(reader.fields) == list(FIELDS)
     for index in range(SAMPLES):
         read, expected = reader.read(index), sample(index)
@@ -237,8 +237,9 @@ def test_wrong_allocations_are_refused(whole: Path, content: bytes, name: str, v
     table[name][8] = value
     whole.write_bytes(content[:start] + table.tobytes())
 
+    reader = Reader(whole)  # the table is read when a payload is first asked for
     with pytest.raises(BetonError, match="record 8 of the allocation table puts"):
-        Reader(whole)
+        reader.encoded(0, "image")
 
 
 def test_payloads_across_pages_are_refused(whole: Path, content: bytes) -> None:
@@ -249,7 +250,7 @@ def test_payloads_across_pages_are_refused(whole: Path, content: bytes) -> None:
     whole.write_bytes(content[:start] + table.tobytes())
 
     with pytest.raises(BetonError, match="11 bytes of sample 2 at byte 4194294"):
-        Reader(whole)
+        Reader(whole).encoded(0, "image")
 
 
 def test_verify_names_every_damaged_value(whole: Path, content: bytes) -> None:
@@ -319,3 +320,48 @@ def test_opening_looks_at_no_single_sample(tmp_path: Path, monkeypatch: pytest.M
         sys.setprofile(None)
 
     assert len(calls) < 1000
+
+
+def test_payloads_of_several_fields_at_once(whole: Path) -> None:
+    reader, rows = Reader(whole), np.array([4, 1, 4, 3])
+    payloads = reader.payloads(rows, ["blob", "note"])
+    assert list(payloads) == ["blob", "note"]
+    assert [bytes(part) for part in payloads["blob"]] == [b"\4", b"\1", b"\4", b""]
+    assert [bytes(part) for part in payloads["note"]] == [
+        f'{{"index": {row}}}\0'.encode() for row in rows
+    ]
+    assert reader.payloads(rows, []) == {}
+    assert reader.payloads(rows[:0], ["note"]) == {"note": []}
+
+
+def test_spans_do_not_depend_on_the_order_of_the_table(whole: Path, content: bytes) -> None:
+    rows = np.array([7, 0, 29, 12])
+    expected = {name: Reader(whole).spans(rows, name) for name in ("image", "blob", "note")}
+    start, table = tables_of(content)
+    shuffled = np.random.default_rng(0).permutation(table)
+    whole.write_bytes(content[:start] + shuffled.tobytes())
+    for name, spans in expected.items():
+        np.testing.assert_array_equal(Reader(whole).spans(rows, name), spans)
+
+
+def test_numbers_and_sizes_of_some_rows(whole: Path) -> None:
+    reader, rows = Reader(whole), np.array([7, 0, 29])
+    assert reader.numbers(rows, "weight").tolist() == [1.75, 0, 7.25]
+    mode, height, width = reader.image_info("image", rows)
+    assert (height.tolist(), width.tolist(), len(mode)) == ([207, 200, 229], [293, 300, 271], 3)
+
+
+def test_pages(whole: Path) -> None:
+    reader = Reader(whole)
+    starts, _ = reader.spans(np.arange(SAMPLES), "grid")
+    np.testing.assert_array_equal(reader.pages(), starts // PAGE - 1)
+
+
+def test_damaged_pointers_belong_to_some_page(whole: Path, content: bytes) -> None:
+    last, damaged = Reader(whole).pages().max(), bytearray(content)
+    for row, pointer in ((3, 0), (4, 2**64 - 1)):
+        cell = METADATA + row * ROW + 5
+        damaged[cell : cell + 8] = pointer.to_bytes(8, "little")
+    whole.write_bytes(damaged)
+    pages = Reader(whole).pages()
+    assert (pages.min(), pages.max()) == (0, last)

@@ -253,3 +253,27 @@ def test_writes_inside_its_block_only(tmp_path: Path) -> None:
     with pytest.raises(BetonError, match="inside its `with` block"):
         Writer(tmp_path / "x.beton", BLOB).write({"blob": b""})
     assert os.listdir(tmp_path) == []
+
+
+def test_encoded_values_are_stored_as_they_are(tmp_path: Path) -> None:
+    fields: dict[str, Field] = {"blob": BytesField(), "label": IntField()}
+    for name, encoded in (("a", False), ("b", True)):
+        with Writer(tmp_path / name, fields, page_size=PAGE) as writer:
+            for i in range(5):
+                if encoded:
+                    writer.write_encoded({"label": (i, None), "blob": ((0, i), bytes(range(i)))})
+                else:
+                    writer.write({"blob": bytes(range(i)), "label": i})
+            with pytest.raises(BetonError, match=r"sample 5: fields missing: label"):
+                writer.write_encoded({"blob": ((0, 1), b"x")})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    with Writer(path, BLOB, page_size=PAGE) as orphan:
+        orphan.write({"blob": b"old"})
+        write_blobs(path, [7])
+        orphan.write({"blob": b"old"})
+    assert len(Reader(path)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["x.beton"]
