@@ -1,6 +1,6 @@
 """Steps per second of raycl's loop against a bare PyTorch loop.
 
-    python jobs/bench_step.py [--rounds 7] [--steps 20]
+    python jobs/bench_step.py [--rounds 7] [--steps 20] [--json FILE]
 
 Same model, batch, optimizer and random data; one process, no data loading in either. The two run in
 turns, so that a drift of the machine's speed meets both; the ratio is taken round by round.
@@ -12,11 +12,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from raycl.data.loader import Waits
 from raycl.methods.base import Batch, Step
 from raycl.recipe import Recipe, load
+from raycl.report.machine import write_figures
 from raycl.train.loop import Loop, Place
 from raycl.train.observers.measure import Embeddings, Throughput
 
@@ -24,7 +27,7 @@ from raycl.train.observers.measure import Embeddings, Throughput
 class RandomBatches:
     """The same random batch for ever; as a loader it never lets the step wait."""
 
-    waited, substituted = 0.0, 0
+    waits, substituted = Waits(), 0
 
     def __init__(self, rows: int, size: int, steps: int, device: torch.device) -> None:
         self.steps = steps
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--json", type=Path, help="write figures, versions, machine and commit")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = load(
@@ -96,6 +100,9 @@ def main() -> None:
         print(f"round {index}: raycl {ours:.2f}, bare {theirs:.2f} steps/s, ratio {ratios[-1]:.3f}")
     spread = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
     print(f"median ratio {statistics.median(ratios):.3f}, deviation {spread:.3f}, on {device}")
+    if arguments.json:
+        figures = {"raycl / bare": statistics.median(ratios), "deviation": spread, "rounds": ratios}
+        write_figures(arguments.json, figures, ["raycl", "torch", "numpy"])
 
 
 if __name__ == "__main__":

@@ -35,22 +35,64 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Data(Section):
-    """Where samples come from and in which order."""
+class Part(Section):
+    """One data set of a mixture."""
 
-    train: str | list[str] | None = Field(
-        None, description="shard, directory, glob, or list of them"
+    path: str | list[str] = Field(description="shard, directory, glob, URI, or list of them")
+    share: float = Field(1.0, gt=0, description="of every batch, next to those of the others")
+
+    @property
+    def paths(self) -> list[str]:
+        return self.path if isinstance(self.path, list) else [self.path]
+
+
+class Data(Section):
+    """Where samples come from, in which order, and who decodes them."""
+
+    train: str | list[str] | dict[str, Part] | None = Field(
+        None, description="shard, directory, glob, URI (s3://...), list of them; or named parts"
     )
     test: str | list[str] | None = Field(None, description="held-out set that protocols score on")
     limit: int | None = Field(None, ge=1, description="use only the first samples of train")
     indices: str | None = Field(None, description=".npy of sample ids of train to use")
     weights: str | None = Field(None, description=".npy of sampling weights, one per sample used")
     pairs: str | None = Field(None, description=".npy (M, 2) of sample ids that travel together")
-    order: Literal["random", "sequential"] = "random"
+    balance: str | None = Field(
+        None, description="field whose values occur equally often; 'method': its pseudo-labels"
+    )
+    order: Literal["random", "pages", "sequential"] = Field(
+        "random", description="pages: whole pages, mixed over a window, for remote or large data"
+    )
+    window: int = Field(64, ge=1, description="pages that a lane mixes; only with order=pages")
+    engine: Literal["raycl", "ffcv"] = Field(
+        "raycl", description="ffcv: FFCV's own Loader in every worker, for comparison"
+    )
     threads: int = Field(1, ge=1, description="decoding threads of one worker")
     corrupt: Literal["error", "substitute"] = Field(
         "error", description="a sample that cannot be decoded: stop, or use its neighbour and count"
     )
+    decode_on: Literal["worker", "cluster"] = Field(
+        "worker", description="cluster: in Ray Data actors on other nodes, which ship uint8 crops"
+    )
+    decode_actors: int = Field(4, ge=1, description="the most actors; only with decode_on=cluster")
+    decode_nodes: dict[str, str] | None = Field(
+        None, description="labels of the nodes of these actors, as {tier: cpu}"
+    )
+    cache_gb: float = Field(20, ge=0, description="a node's disk cache of remote pages, in GB")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Data:
+        ways = [name for name in ("weights", "balance") if getattr(self, name)]
+        ways += ["order"] if self.order != "random" else []
+        ways += ["train (of parts)"] if isinstance(self.train, dict) else []
+        if len(ways) > 1:
+            raise ValueError(
+                f"{' and '.join(ways)} each decide how samples are drawn: give one of them"
+            )
+        subset = [name for name in ("limit", "indices", "pairs") if getattr(self, name)]
+        if isinstance(self.train, dict) and subset:
+            raise ValueError(f"{subset[0]} cannot choose among parts of a mixture: leave it out")
+        return self
 
 
 class Optimizer(Section):

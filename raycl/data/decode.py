@@ -1,129 +1,232 @@
 """From encoded samples to uint8 views: decode once, cut every view from it, in threads.
 
-One decoded image serves all its views. Decoding and resizing release the GIL.
+One decoded image serves all its views, and goes straight from the thread's own buffer into the
+batch. Decoding and resizing release the GIL.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
-from raycl.beton.fields import decode_jpeg
+from raycl.beton.fields import RAW, decode_jpeg
 from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
-RAW = 1
+SPAN = 16  # rows that a thread takes at a time
+FINER = 2.0  # a scaled JPEG still has at least so many pixels for one of the view, along each side
+
+_memory = threading.local()
+
+
+def decoding_threads(count: int) -> ThreadPoolExecutor:
+    """Threads that each use one core: a resize of one image would start a team of its own."""
+    return ThreadPoolExecutor(count, "raycl-decode", _use_one_core)
+
+
+def _use_one_core() -> None:
+    torch.get_num_threads()  # torch sets a thread up when it is first asked, and must come first
+    threadpool_limits(1, "openmp")
 
 
 @dataclass
-class Encoded:
-    """Images of one batch as they lie in the container; all arrays have one entry per row."""
+class Drawn:
+    """What became of the rows of one lane at one step.
 
-    payload: Sequence[Any]
-    mode: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
+    Attributes:
+        rows: (N,) the row whose sample each row shows: its own, or that of its substitute.
+        plans: what each view's `plan` returned for these samples.
+        substituted: rows that show another's sample, because theirs is damaged.
+        decode, crop: seconds of thread time.
+    """
+
+    rows: np.ndarray
+    plans: dict[str, dict[str, np.ndarray]]
+    substituted: int = 0
+    decode: float = 0.0
+    crop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Cuts the views of one stream's samples.
+
+    Attributes:
+        views: by name, the views to draw.
+        pool: the decoding threads.
+        locate: says where a sample lies, for error messages.
+        first: index of the first view among all of the method's, which keys its randomness.
+        corrupt: what to do with a sample that cannot be decoded.
+    """
+
+    views: Mapping[str, ImageView]
+    pool: ThreadPoolExecutor
+    locate: Callable[[int], str]
+    first: int = 0
+    seed: int = 0
+    corrupt: Literal["error", "substitute"] = "error"
+
+    def start(
+        self, rows: Mapping[str, Any], epoch: int, out: Mapping[str, np.ndarray]
+    ) -> Callable[[], Drawn]:
+        """Begins to cut the views of one lane's rows; calling the result waits until they are cut.
+
+        Args:
+            rows: columns `id`, and for every image field its payloads, `mode`, `height`, `width`;
+                or the views' pixels where they were cut on another node (`raycl.data.pool`).
+            out: by view, (N, size, size, 3) uint8; written to.
+        """
+        count = len(rows["id"])
+        plans = {
+            name: view.plan(
+                self.seed,
+                epoch,
+                rows["id"],
+                self.first + i,
+                rows[f"{view.field}.height"],
+                rows[f"{view.field}.width"],
+            )
+            for i, (name, view) in enumerate(self.views.items())
+        }
+        if self.views.keys() <= rows.keys():
+            for name, pixels in out.items():
+                pixels[...] = rows[name].reshape(pixels.shape)
+            ready = Drawn(np.arange(count), plans, int(rows["substituted"].sum()))
+            return lambda: ready
+        fields = [self._field(name, rows, plans) for name in self._fields]
+        spans = [
+            self.pool.submit(self._span, range(at, min(at + SPAN, count)), fields, out)
+            for at in range(0, count, SPAN)
+        ]
+
+        def finish() -> Drawn:
+            parts = [span.result() for span in spans]
+            bad = {row: error for part in parts for row, error in part[0].items()}
+            shown = self._substitutes(rows["id"], bad) if bad else np.arange(count)
+            for row in bad:
+                for pixels in out.values():
+                    pixels[row] = pixels[shown[row]]
+            return Drawn(
+                shown,
+                {name: {k: v[shown] for k, v in plan.items()} for name, plan in plans.items()},
+                len(bad),
+                sum(part[1] for part in parts),
+                sum(part[2] for part in parts),
+            )
+
+        return finish
+
+    @property
+    def _fields(self) -> list[str]:
+        return list(dict.fromkeys(view.field for view in self.views.values()))
+
+    def _field(
+        self, name: str, rows: Mapping[str, Any], plans: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> _Field:
+        height, width = rows[f"{name}.height"], rows[f"{name}.width"]
+        views = {n: v for n, v in self.views.items() if v.field == name}
+        return _Field(
+            rows[name],
+            rows[f"{name}.mode"].tolist(),
+            list(zip(height.tolist(), width.tolist(), strict=True)),
+            _least(views, plans, height, width),
+            [(n, v, plans[n]["box"].tolist(), plans[n]["flip"].tolist()) for n, v in views.items()],
+        )
+
+    def _span(
+        self, span: range, fields: Sequence[_Field], out: Mapping[str, np.ndarray]
+    ) -> tuple[dict[int, str], float, float]:
+        """Cuts some rows; returns what was wrong with which, and the seconds of both halves."""
+        bad: dict[int, str] = {}
+        decoding = cropping = 0.0
+        for row in span:
+            for field in fields:
+                begin = time.perf_counter()
+                try:
+                    image = field.decode(row)
+                except (RayclError, ValueError) as error:
+                    bad[row] = str(error)
+                    break
+                middle = time.perf_counter()
+                shrunk = image.shape[0] / field.sizes[row][0]
+                for name, view, boxes, flips in field.views:
+                    box = boxes[row] if shrunk == 1 else [round(x * shrunk) for x in boxes[row]]
+                    view.cut(image, box, flips[row], out[name][row])
+                end = time.perf_counter()
+                decoding, cropping = decoding + middle - begin, cropping + end - middle
+        return bad, decoding, cropping
+
+    def _substitutes(self, ids: np.ndarray, bad: Mapping[int, str]) -> np.ndarray:
+        """For each row itself, or the nearest sound row of the same lane and step."""
+        row = min(bad)
+        if self.corrupt == "error":
+            raise RayclError(
+                f"{self.locate(int(ids[row]))}: {bad[row]}; mend or re-import the data set "
+                f"(`raycl data verify` lists all bad samples), or set data.corrupt=substitute"
+            )
+        sound = np.setdiff1d(np.arange(len(ids)), list(bad))
+        if not len(sound):
+            raise RayclError(
+                f"{self.locate(int(ids[row]))}: {bad[row]}; no sample of its lane is readable at "
+                f"this step, so none can take its place"
+            )
+        return sound[np.abs(sound - np.arange(len(ids))[:, None]).argmin(axis=1)]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One image field of some rows, as plain lists, which a thread reads fastest."""
+
+    payloads: Sequence[Any]
+    modes: list[int]
+    sizes: list[tuple[int, int]]
+    least: list[tuple[int, int]]
+    views: list[tuple[str, ImageView, list[list[int]], list[bool]]]
 
     def decode(self, row: int) -> np.ndarray:
-        """The image of a row, (H, W, 3) uint8."""
-        if self.mode[row] == RAW:
-            pixels = np.frombuffer(self.payload[row], np.uint8)
-            return pixels.reshape(self.height[row], self.width[row], 3)
-        image = decode_jpeg(self.payload[row])
-        if image.shape[:2] != (self.height[row], self.width[row]):
+        """The image of a row, (H, W, 3) uint8; valid until this thread decodes the next."""
+        height, width = self.sizes[row]
+        payload, least, bytes_ = self.payloads[row], self.least[row], height * width * 3
+        if self.modes[row] == RAW:
+            return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
+        memory = getattr(_memory, "buffer", None)
+        if memory is None or memory.size < bytes_:
+            memory = _memory.buffer = np.empty(bytes_, np.uint8)
+        image = decode_jpeg(payload, least, memory)
+        scales = (1, 2, 4, 8) if any(least) else (1,)
+        if image.shape[:2] not in [(-(-height // n), -(-width // n)) for n in scales]:
             raise ValueError(
                 f"decodes to {image.shape[1]}x{image.shape[0]} pixels, the container says "
-                f"{self.width[row]}x{self.height[row]}"
+                f"{width}x{height}"
             )
         return image
 
 
-@dataclass
-class Decoder:
-    """Cuts the views of a batch.
+def _least(
+    views: Mapping[str, ImageView],
+    plans: Mapping[str, Mapping[str, np.ndarray]],
+    height: np.ndarray,
+    width: np.ndarray,
+) -> list[tuple[int, int]]:
+    """Height and width of each decoded image that will do for all its views; 0, 0: all of it.
 
-    Attributes:
-        views: by name, the views to draw.
-        first: index of the first view among all of the method's, which keys its randomness.
-        threads: decoding threads.
-        corrupt: what to do with a sample that cannot be decoded.
-        locate: says where a sample lies, for error messages.
-        substituted: samples replaced so far.
+    The boxes on an image that was decoded at half its size are rounded to whole pixels of that.
+    With FINER of these for one of the view, that moves the view by a quarter of its pixel at most.
     """
-
-    views: Mapping[str, ImageView]
-    locate: Callable[[int], str]
-    first: int = 0
-    seed: int = 0
-    threads: int = 1
-    corrupt: Literal["error", "substitute"] = "error"
-    substituted: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-
-    def cut(
-        self, images: Encoded, ids: np.ndarray, epoch: int, group: int
-    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]], np.ndarray]:
-        """Pixels (N, S, S, 3) uint8 and plan of every view, and the ids that are really there.
-
-        Args:
-            ids: (N,) sample ids.
-            group: rows of one lane; a substitute comes from the same lane.
-        """
-        plans = {
-            name: view.plan(self.seed, epoch, ids, self.first + i, images.height, images.width)
-            for i, (name, view) in enumerate(self.views.items())
-        }
-        pixels = {
-            name: np.empty((len(ids), view.size, view.size, 3), np.uint8)
-            for name, view in self.views.items()
-        }
-
-        def one(row: int) -> str | None:
-            try:
-                image = images.decode(row)
-            except (RayclError, ValueError) as error:
-                return str(error)
-            for name, view in self.views.items():
-                plan = plans[name]
-                view.cut(image, plan["box"][row], bool(plan["flip"][row]), pixels[name][row])
-            return None
-
-        rows = range(len(ids))
-        if self._pool:
-            span = -(-len(ids) // self.threads)
-            parts = self._pool.map(lambda at: [one(r) for r in rows[at : at + span]], rows[::span])
-            errors = [error for part in parts for error in part]
-        else:
-            errors = [one(row) for row in rows]
-        bad = [row for row, error in enumerate(errors) if error]
-        if not bad:
-            return pixels, plans, ids
-        if self.corrupt == "error":
-            row = bad[0]
-            raise RayclError(
-                f"{self.locate(int(ids[row]))}: {errors[row]}; mend or re-import the data set "
-                f"(`raycl data verify` lists all bad samples), or set data.corrupt=substitute"
-            )
-        ids = ids.copy()
-        for row in bad:
-            lane = range(row // group * group, row // group * group + group)
-            good = [r for r in lane if not errors[r]]
-            if not good:
-                raise RayclError(
-                    f"{self.locate(int(ids[row]))}: no sample of this lane is readable"
-                )
-            nearest = min(good, key=lambda r: (abs(r - row), r))
-            ids[row] = ids[nearest]
-            for values in (
-                *pixels.values(),
-                *(a for plan in plans.values() for a in plan.values()),
-            ):
-                values[row] = values[nearest]
-        self.substituted += len(bad)
-        return pixels, plans, ids
+    share = np.max(
+        [FINER * view.size / plans[name]["box"][:, 2:].min(axis=1) for name, view in views.items()],
+        axis=0,
+    )
+    share = np.where(share > 0.5, 0, share)
+    return [
+        (round(h), round(w))
+        for h, w in zip((share * height).tolist(), (share * width).tolist(), strict=True)
+    ]

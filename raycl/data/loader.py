@@ -5,25 +5,144 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from raycl.beton import FloatField, IntField
-from raycl.data.decode import Decoder, Encoded
-from raycl.data.plan import Bundle, Plan, prefixes, read_bundle
+from raycl.data.decode import Decoder, decoding_threads
+from raycl.data.plan import Columns, Plan, part, prefixes, read_samples
 from raycl.data.shards import Shards
 from raycl.views.image import ImageView
 
 Batch = dict[str, Tensor]
-Host = tuple[Batch, dict[str, dict[str, Tensor]]]  # plain tensors, and a plan for every view
 
-BATCHES_AHEAD = 2
+QUEUE = 1  # finished batches that wait for the training step
+IN_FLIGHT = 1  # batches that are being cut while the next one is put together
+# In use at a time: one that is put together, those in flight, those in the queue, one on its way
+# into the queue, and the one that the training step is taking.
+SLOTS = IN_FLIGHT + QUEUE + 3
+
+
+@dataclass
+class Waits:
+    """Seconds that the training step has waited for data, by what held it up.
+
+    While a batch is missing because its bundle is, that is `read` (and, where the cluster decodes,
+    `decode` and `crop`) for as long as that took, and `transfer` beyond that. Any other wait is
+    divided between `decode` and `crop` as the threads' time was. `copy` is that to the device.
+    """
+
+    read: float = 0.0
+    transfer: float = 0.0
+    decode: float = 0.0
+    crop: float = 0.0
+    copy: float = 0.0
+
+    def add(self, seconds: float, host: Host) -> None:
+        """Charges the wait for one batch."""
+        starved = min(seconds, host.starved)
+        made = min(starved, sum(host.made.values()))
+        self.transfer += starved - made
+        for spent, waited in ((host.made, made), (host.cut, seconds - starved)):
+            for name, value in spent.items():
+                share = value / max(sum(spent.values()), 1e-9)
+                setattr(self, name, getattr(self, name) + waited * share)
+
+    @property
+    def total(self) -> float:
+        return sum(astuple(self))
+
+
+@dataclass
+class Slot:
+    """Memory of one batch's pixels, page-locked where a GPU copies from it, used over and over."""
+
+    pinned: bool
+    _memory: dict[str, Tensor] = field(default_factory=dict)
+    _copied: Any = None
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialised uint8 memory, once the last copy from it is done."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        memory = self._memory.get(name)
+        if memory is None or memory.shape[1:] != shape[1:] or len(memory) < shape[0]:
+            memory = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
+            self._memory[name] = memory
+        return memory[: shape[0]]
+
+    def copied(self) -> None:
+        """Says that the copies from this memory have been queued."""
+        if self.pinned:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+
+@dataclass
+class Host:
+    """A batch in host memory, what its views still need, and what it cost.
+
+    Attributes:
+        made: seconds that its bundles took, by `read`, `decode` and `crop`.
+        starved: seconds that were waited for them.
+        cut: seconds of this process's threads, by `decode` and `crop`.
+    """
+
+    batch: Batch
+    plans: dict[str, dict[str, Tensor]]
+    slot: Slot
+    substituted: int = 0
+    made: dict[str, float] = field(default_factory=dict)
+    starved: float = 0.0
+    cut: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "crop": 0.0})
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of samples on its way into a batch.
+
+    Attributes:
+        prefix: of its columns and of its names in the batch.
+        numbers: fields that go into the batch as they are.
+        steps: of one pass; a stream that is shorter than the epoch is recycled, and a new pass
+            draws its views anew.
+    """
+
+    prefix: str
+    numbers: tuple[str, ...]
+    steps: int
+    decoder: Decoder
+
+
+def streams_of(
+    plan: Plan,
+    views: Mapping[str, Mapping[str, ImageView]],
+    pool: ThreadPoolExecutor,
+    seed: int,
+    corrupt: str,
+) -> list[Stream]:
+    """All streams of a plan; views are numbered through, so that each has its own randomness."""
+    streams: list[Stream] = []
+    first = 0
+    for index, (name, source) in enumerate(plan.sources.items()):
+        shards = source.shards
+        for prefix in prefixes(name, index == 0, source.order.width):
+            decoder = Decoder(views[name], pool, shards.describe, first, seed, corrupt)  # type: ignore[arg-type]
+            numbers = numbers_of(shards, source.fields)
+            streams.append(Stream(prefix, numbers, source.order.steps, decoder))
+            first += len(views[name])
+    return streams
+
+
+def numbers_of(shards: Shards, fields: Iterable[str]) -> tuple[str, ...]:
+    return tuple(n for n in fields if isinstance(shards.fields[n], IntField | FloatField))
 
 
 @dataclass
@@ -34,164 +153,194 @@ class Loader:
         plan: the run's plan; every row that arrives is checked against it.
         views: by stream, the views to draw.
         lanes: lanes that this rank runs, ascending.
-        tables: (epoch, first step) -> bundles of these lanes, in the planned order.
-        waited: seconds that the training step has waited for data.
+        bundles: (epoch, first step) -> bundles of these lanes, in the planned order.
+        waits: what the training step has waited for.
+        substituted: samples that stood in for damaged ones.
     """
 
     plan: Plan
     views: Mapping[str, Mapping[str, ImageView]]
     lanes: Sequence[int]
-    tables: Callable[[int, int], Iterable[pa.Table]]
+    bundles: Callable[[int, int], Iterable[Columns]]
     device: torch.device
     seed: int = 0
     threads: int = 1
     corrupt: str = "error"
-    waited: float = field(default=0.0, init=False)
+    waits: Waits = field(default_factory=Waits, init=False)
+    substituted: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._decoders: dict[str, Decoder] = {}
-        first = 0
-        for index, (name, source) in enumerate(self.plan.sources.items()):
-            for prefix in prefixes(name, index == 0, source.order.entries.shape[1]):
-                views = self.views[name]
-                self._decoders[prefix] = Decoder(
-                    views,
-                    source.shards.describe,
-                    first,
-                    self.seed,
-                    self.threads,
-                    self.corrupt,  # type: ignore[arg-type]
-                )
-                first += len(views)
+        self._slots = _slots(self.device)
+        pool = decoding_threads(self.threads)
+        self._streams = streams_of(self.plan, self.views, pool, self.seed, self.corrupt)
 
     @property
     def steps(self) -> int:
         return self.plan.steps
 
-    @property
-    def substituted(self) -> int:
-        return sum(decoder.substituted for decoder in self._decoders.values())
-
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from a step on. The host works ahead in a thread of its own."""
-        for host in self._timed(ahead(self._host(epoch, start), BATCHES_AHEAD)):
-            batch, plans = host
-            yield finish(
-                batch, plans, {k: v for s in self.views.values() for k, v in s.items()}, self.device
-            )
+        """Batches of an epoch from a step on. The host works ahead in threads of its own."""
+        views = {k: v for stream in self.views.values() for k, v in stream.items()}
+        for host in self.host(epoch, start):
+            begin = time.perf_counter()
+            moved = move(host, self.device)
+            self.waits.copy += time.perf_counter() - begin
+            yield render(moved, views)
 
-    def _timed(self, batches: Iterator[Host]) -> Iterator[Host]:
+    def host(self, epoch: int, start: int = 0) -> Iterator[Host]:
+        """The batches before they go to the device; one is valid until the next is asked for."""
+        batches = ahead(self._pipelined(epoch, start), QUEUE)
         while True:
             begin = time.perf_counter()
-            try:
-                host = next(batches)
-            except StopIteration:
+            host = next(batches, None)
+            if host is None:
                 return
-            finally:
-                self.waited += time.perf_counter() - begin
+            self.waits.add(time.perf_counter() - begin, host)
+            self.substituted += host.substituted
             yield host
 
-    def _host(self, epoch: int, start: int) -> Iterator[Host]:
-        """Puts the lanes of each step together and cuts their views."""
-        tables = iter(self.tables(epoch, start))
+    def _pipelined(self, epoch: int, start: int) -> Iterator[Host]:
+        """Keeps the decoding threads busy from one step to the next."""
+        flying: deque[Callable[[], Host]] = deque()
+        for step, parts, made, starved in self._steps(epoch, start):
+            flying.append(self._begin(epoch, step, parts, made, starved))
+            if len(flying) > IN_FLIGHT:
+                yield flying.popleft()()
+        for finish in flying:
+            yield finish()
+
+    def _steps(
+        self, epoch: int, start: int
+    ) -> Iterator[tuple[int, list[Columns], dict[str, float], float]]:
+        """Rows of each lane at each step, with the seconds that their bundles took."""
+        bundles = iter(self.bundles(epoch, start))
         rows = self.plan.batch
         for first in range(start, self.plan.steps, self.plan.room):
-            bundles = [next(tables, None) for _ in self.lanes]
-            steps = min(self.plan.room, self.plan.steps - first)
-            for step in range(first, first + steps):
+            begin = time.perf_counter()
+            here = [next(bundles, None) for _ in self.lanes]
+            starved = time.perf_counter() - begin
+            made = _seconds([bundle for bundle in here if bundle])
+            for step in range(first, min(first + self.plan.room, self.plan.steps)):
                 at = (step - first) * rows
                 parts = [
-                    self._checked(table, epoch, lane, step, at)
-                    for lane, table in zip(self.lanes, bundles, strict=True)
+                    _checked(bundle, epoch, lane, step, slice(at, at + rows))
+                    for lane, bundle in zip(self.lanes, here, strict=True)
                 ]
-                yield self._cut(pa.concat_tables(parts), epoch)
+                yield step, parts, made, starved
+                made, starved = {}, 0.0
 
-    def _checked(
-        self, table: pa.Table | None, epoch: int, lane: int, step: int, at: int
-    ) -> pa.Table:
-        """The rows of one lane at one step, if they are what the plan says."""
-        if table is None:
-            raise RuntimeError(f"the stream ended before epoch {epoch}, step {step}, lane {lane}")
-        part = table.slice(at, self.plan.batch)
-        found = [
-            tuple(part[name][i].as_py() for name in ("epoch", "step", "lane")) for i in (0, -1)
-        ]
-        if any(where != (epoch, step, lane) for where in found):
+    def _begin(
+        self, epoch: int, step: int, parts: list[Columns], made: dict[str, float], starved: float
+    ) -> Callable[[], Host]:
+        slot = next(self._slots)
+        run_step = epoch * self.plan.steps + step
+        drawing = []
+        for stream in self._streams:
+            lanes = [stripped(columns, stream.prefix) for columns in parts]
+            drawing.append(_draw(stream, lanes, run_step // stream.steps, slot))
+
+        def finish() -> Host:
+            host = Host({}, {}, slot, made=made, starved=starved)
+            for drawn in drawing:
+                drawn(host)
+            return host
+
+        return finish
+
+
+def _slots(device: torch.device) -> Iterator[Slot]:
+    slots = [Slot(device.type == "cuda") for _ in range(SLOTS)]
+    while True:
+        yield from slots
+
+
+def _seconds(bundles: Sequence[Columns]) -> dict[str, float]:
+    """What bundles took, by cause; each row of a bundle says the same."""
+    causes = [name for name in (bundles[0] if bundles else ()) if name.startswith("seconds.")]
+    return {
+        name.partition(".")[2]: sum(float(bundle[name][0]) for bundle in bundles) for name in causes
+    }
+
+
+def _checked(bundle: Columns | None, epoch: int, lane: int, step: int, rows: slice) -> Columns:
+    """The rows of one lane at one step, if they are what the plan says."""
+    if bundle is None:
+        raise RuntimeError(f"the stream ended before epoch {epoch}, step {step}, lane {lane}")
+    columns = part(bundle, rows.start, rows.stop)
+    for name, planned in (("epoch", epoch), ("step", step), ("lane", lane)):
+        if not (columns[name] == planned).all():
+            found = tuple(columns[key].tolist()[0] for key in ("epoch", "step", "lane"))
             raise RuntimeError(
-                f"bundles came in another order than planned: (epoch, step, lane) is {found[0]}, "
+                f"bundles came in another order than planned: (epoch, step, lane) is {found}, "
                 f"planned was {(epoch, step, lane)}"
             )
-        return part
-
-    def _cut(self, table: pa.Table, epoch: int) -> Host:
-        batch: Batch = {}
-        plans: dict[str, dict[str, Tensor]] = {}
-        step = epoch * self.plan.steps + table["step"][0].as_py()
-        for index, (name, source) in enumerate(self.plan.sources.items()):
-            occurrence = step // source.order.steps  # a recycled stream draws its views anew
-            for prefix in prefixes(name, index == 0, source.order.entries.shape[1]):
-                host = _host_batch(
-                    table,
-                    prefix,
-                    source.shards,
-                    source.fields,
-                    self._decoders[prefix],
-                    occurrence,
-                    self.plan.batch,
-                )
-                batch |= host[0]
-                plans |= host[1]
-        return batch, plans
+    return columns
 
 
-def _host_batch(
-    table: pa.Table,
-    prefix: str,
-    shards: Shards,
-    fields: Sequence[str],
-    decoder: Decoder,
-    epoch: int,
-    group: int,
-) -> Host:
-    ids = table[f"{prefix}id"].to_numpy().copy()  # torch warns of memory it may not write to
-    batch: dict[str, np.ndarray] = {}
-    plans: dict[str, dict[str, Tensor]] = {}
-    for name in dict.fromkeys(view.field for view in decoder.views.values()):
-        column = table[prefix + name].combine_chunks()
-        images = Encoded(
-            [memoryview(value.as_buffer()).cast("B") for value in column],
-            *(table[f"{prefix}{name}.{part}"].to_numpy() for part in ("mode", "height", "width")),
-        )
-        pixels, drawn, ids = decoder.cut(images, ids, epoch, group)
-        for view, values in pixels.items():
-            batch[prefix + view] = values
-            batch[f"{prefix}{view}.box"] = drawn[view]["box"]
-            batch[f"{prefix}{view}.flip"] = drawn[view]["flip"]
-            plans[prefix + view] = {k: torch.from_numpy(v) for k, v in drawn[view].items()}
-    batch[f"{prefix}id"] = ids
-    for name in fields:
-        if isinstance(shards.fields[name], IntField | FloatField):
-            batch[prefix + name] = shards.column(name)[ids]
-    return {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in batch.items()}, plans
+def stripped(columns: Columns, prefix: str) -> Columns:
+    """The columns of one stream, by their own names."""
+    return {k[len(prefix) :]: values for k, values in columns.items() if k.startswith(prefix)}
 
 
-def finish(
-    batch: Batch,
-    plans: Mapping[str, Mapping[str, Tensor]],
-    views: Mapping[str, ImageView],
-    device: torch.device,
-) -> Batch:
-    """Moves a batch to the device in one copy each and renders its views there."""
-    pinned = device.type == "cuda"
-    moved = {
-        key: (value.pin_memory() if pinned else value).to(device, non_blocking=pinned)
-        for key, value in batch.items()
+def _draw(stream: Stream, lanes: list[Columns], epoch: int, slot: Slot) -> Callable[[Host], None]:
+    """Begins to cut one stream's views of every lane; the result puts them into a batch."""
+    prefix, decoder = stream.prefix, stream.decoder
+    ends = np.cumsum([0, *(len(lane["id"]) for lane in lanes)]).tolist()
+    pixels = {
+        name: slot.take(prefix + name, (ends[-1], view.size, view.size, 3))
+        for name, view in decoder.views.items()
     }
-    for key, plan in plans.items():
-        drawn = {name: value.to(device, non_blocking=pinned) for name, value in plan.items()}
-        pixels = moved[key].permute(0, 3, 1, 2)
-        moved[key] = views[key.rpartition(".")[2]].render(pixels, drawn)
-    return moved
+    arrays = {name: values.numpy() for name, values in pixels.items()}
+    cutting = [
+        decoder.start(lane, epoch, {name: values[a:b] for name, values in arrays.items()})
+        for lane, a, b in zip(lanes, ends[:-1], ends[1:], strict=True)
+    ]
+
+    def finish(host: Host) -> None:
+        drawn = [cut() for cut in cutting]
+        for name in ("id", *stream.numbers):
+            host.batch[prefix + name] = _joined(
+                [lane[name][d.rows] for lane, d in zip(lanes, drawn, strict=True)]
+            )
+        for name, values in pixels.items():
+            plan = {
+                key: _joined([d.plans[name][key] for d in drawn]) for key in drawn[0].plans[name]
+            }
+            host.batch[prefix + name] = values
+            host.batch |= {f"{prefix}{name}.{key}": plan[key] for key in ("box", "flip")}
+            host.plans[prefix + name] = plan
+        host.substituted += sum(d.substituted for d in drawn)
+        host.cut["decode"] += sum(d.decode for d in drawn)
+        host.cut["crop"] += sum(d.crop for d in drawn)
+
+    return finish
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def move(host: Host, device: torch.device) -> Host:
+    """A batch on the device, in one copy of each tensor; on a GPU the copies run by themselves."""
+    pinned = device.type == "cuda"
+
+    def moved(tensor: Tensor) -> Tensor:
+        ready = tensor.pin_memory() if pinned and not tensor.is_pinned() else tensor
+        return ready.to(device, non_blocking=pinned)
+
+    batch = {key: moved(value) for key, value in host.batch.items()}
+    plans = {key: {k: moved(v) for k, v in plan.items()} for key, plan in host.plans.items()}
+    host.slot.copied()
+    return Host(batch, plans, host.slot)
+
+
+def render(host: Host, views: Mapping[str, ImageView]) -> Batch:
+    """Colours, blurs and normalises the views of a batch, where it is."""
+    batch = dict(host.batch)
+    for key, plan in host.plans.items():
+        view = views[key.rpartition(".")[2]]
+        batch[key] = view.render(batch[key].permute(0, 3, 1, 2), plan)
+    return batch
 
 
 def walk(
@@ -209,18 +358,23 @@ def walk(
 
     The batch holds the view under "view" and every number of the data set, `label` among them.
     """
-    decoder = Decoder({"view": view}, shards.describe, seed=seed, threads=threads)
-    fields = [n for n, f in shards.fields.items() if isinstance(f, IntField | FloatField)]
+    numbers = numbers_of(shards, shards.fields)
+    slots = _slots(device)
 
-    def host() -> Iterator[Host]:
-        sources = {"walk": (shards, (view.field, *fields))}
-        for start in range(0, len(ids), batch):
-            part = ids[start : start + batch].astype(np.int64)
-            table = read_bundle(Bundle(0, 0, 0, 1), {"walk": part[:, None]}, sources, len(part))
-            yield _host_batch(table, "", shards, fields, decoder, epoch, len(part))
+    def hosts() -> Iterator[Host]:
+        with decoding_threads(threads) as pool:
+            decoder = Decoder({"view": view}, pool, shards.describe, seed=seed)
+            stream = Stream("", numbers, 1, decoder)
+            for start in range(0, len(ids), batch):
+                part = ids[start : start + batch].astype(np.int64)
+                rows = read_samples(shards, part, (view.field, *numbers))
+                slot = next(slots)
+                host = Host({}, {}, slot)
+                _draw(stream, [rows], epoch, slot)(host)
+                yield host
 
-    for plain, plans in ahead(host(), BATCHES_AHEAD):
-        yield finish(plain, plans, {"view": view}, device)
+    for host in ahead(hosts(), QUEUE):
+        yield render(move(host, device), {"view": view})
 
 
 def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:

@@ -1,28 +1,35 @@
 """The plan of a run's samples, and the bundles of encoded samples that it is delivered in.
 
-A bundle holds a few steps of one lane as an Arrow table. Bundles are numbered so that bundle k
-belongs to lane k mod lanes; all have the same number of rows, and a rank of n runs the lanes
-rank, rank + n, ... Every row carries epoch, step and lane, which the loader checks, because nothing
-promises the order in which a distributed engine hands bundles over.
+A bundle holds a few steps of one lane. Bundles are numbered so that bundle k belongs to lane
+k mod lanes; all have the same number of rows, and a rank of n runs the lanes rank, rank + n, ...
+Every row carries epoch, step and lane, which the loader checks, because nothing promises the order
+in which a distributed engine hands bundles over.
+
+Inside a process a bundle is a dict of columns: arrays, and lists of buffers for payloads, which are
+not copied. It becomes an Arrow table, with one copy, only where it has to travel.
 """
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from raycl.beton import BetonError, FloatField, IntField, RGBImageField
-from raycl.data.order import PADDING, Order, step_ids
+from raycl.beton import FloatField, IntField, RGBImageField
+from raycl.data.order import PADDING, Order
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 
 BUNDLE_BYTES = 16 << 20
 BUNDLE_STEPS = 16
+
+Columns: TypeAlias = dict[str, Any]  # (N,) or (N, k) arrays, and lists of N buffers
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +53,14 @@ class Bundle:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All streams of a method, in one plan. The first stream defines the epoch."""
+    """All streams of a method, in one plan. The first stream defines the epoch.
+
+    Attributes:
+        row_bytes: size of a row as it travels; None: as large as the encoded samples are.
+    """
 
     sources: Mapping[str, Source]
+    row_bytes: int | None = None
 
     @property
     def first(self) -> Source:
@@ -69,9 +81,8 @@ class Plan:
     @cached_property
     def room(self) -> int:
         """Steps that a bundle has room for: a few MB, and several bundles an epoch."""
-        size = sum(
-            s.order.entries.shape[1] * sum(p.stat().st_size for p in s.shards.paths) / len(s.shards)
-            for s in self.sources.values()
+        size = self.row_bytes or sum(
+            s.order.width * s.shards.bytes / len(s.shards) for s in self.sources.values()
         )
         fits = int(BUNDLE_BYTES // max(size * self.batch, 1))
         return max(1, min(fits, BUNDLE_STEPS, self.steps))
@@ -87,22 +98,30 @@ class Plan:
     def ids(self, bundle: Bundle) -> dict[str, np.ndarray]:
         """Sample ids per stream, (room * batch, k); unused room is PADDING."""
         ids = {}
+        first = bundle.epoch * self.steps + bundle.start
         for name, source in self.sources.items():
-            width = source.order.entries.shape[1]
-            room = np.full((self.room, self.batch, width), PADDING, np.int64)
+            room = np.full((self.room, self.batch, source.order.width), PADDING, np.int64)
             for i in range(bundle.steps):
-                step = bundle.epoch * self.steps + bundle.start + i
-                room[i] = step_ids(source.order, step)[bundle.lane]
-            ids[name] = room.reshape(-1, width)
+                room[i] = source.order.ids(first + i, bundle.lane)
+            ids[name] = room.reshape(-1, source.order.width)
         return ids
 
-    def read(self, bundle: Bundle) -> pa.Table:
-        return read_bundle(
-            bundle,
-            self.ids(bundle),
-            {n: (s.shards, s.fields) for n, s in self.sources.items()},
-            self.batch,
-        )
+    def read(self, bundle: Bundle) -> Columns:
+        """The encoded samples of a bundle, one row per entry, and the seconds that it took."""
+        begin = time.perf_counter()
+        rows = self.room * self.batch
+        step = bundle.start + np.arange(rows) // self.batch
+        columns: Columns = {
+            "epoch": np.full(rows, bundle.epoch),
+            "lane": np.full(rows, bundle.lane),
+            "step": np.where(step < bundle.start + bundle.steps, step, PADDING),
+        }
+        for position, (name, ids) in enumerate(self.ids(bundle).items()):
+            source = self.sources[name]
+            for i, prefix in enumerate(prefixes(name, position == 0, source.order.width)):
+                read = read_samples(source.shards, ids[:, i], source.fields)
+                columns |= {prefix + key: values for key, values in read.items()}
+        return columns | {"seconds.read": np.full(rows, time.perf_counter() - begin)}
 
 
 def prefixes(name: str, first: bool, width: int) -> list[str]:
@@ -111,60 +130,70 @@ def prefixes(name: str, first: bool, width: int) -> list[str]:
     return [stem] if width == 1 else [f"{stem}{i}." for i in range(width)]
 
 
-def read_bundle(
-    bundle: Bundle,
-    ids: Mapping[str, np.ndarray],
-    sources: Mapping[str, tuple[Shards, Sequence[str]]],
-    batch: int,
-) -> pa.Table:
-    """The encoded samples of a bundle as an Arrow table, one row per entry."""
-    rows = len(next(iter(ids.values())))
-    step = bundle.start + np.arange(rows) // batch
-    columns: dict[str, pa.Array] = {
-        "epoch": pa.array(np.full(rows, bundle.epoch)),
-        "lane": pa.array(np.full(rows, bundle.lane)),
-        "step": pa.array(np.where(step < bundle.start + bundle.steps, step, PADDING)),
-    }
-    for position, (name, (shards, fields)) in enumerate(sources.items()):
-        width = ids[name].shape[1]
-        for i, prefix in enumerate(prefixes(name, position == 0, width)):
-            columns |= _columns(shards, ids[name][:, i], fields, prefix)
-    return pa.table(columns)
+def read_samples(shards: Shards, ids: np.ndarray, fields: Sequence[str]) -> Columns:
+    """Columns of some samples: `id`, numbers, and payloads with what is known of each image.
 
-
-def _columns(
-    shards: Shards, ids: np.ndarray, fields: Sequence[str], prefix: str
-) -> dict[str, pa.Array]:
-    columns = {f"{prefix}id": pa.array(ids)}
+    What a damaged file has lost is empty, and so are the rows of PADDING.
+    """
+    columns: Columns = {"id": ids}
     real = ids != PADDING
-    shard, row = shards.locate(ids[real])
-    readers = [shards.reader(int(s)) for s in shard]
+    stored = [f for f in fields if not isinstance(shards.fields[f], IntField | FloatField)]
+    payloads = shards.payloads(ids[real], stored)
     for field in fields:
-        kind = shards.fields[field]
-        if isinstance(kind, IntField | FloatField):
-            values = np.zeros(len(ids), shards.column(field).dtype)
-            values[real] = shards.column(field)[ids[real]]
-            columns[prefix + field] = pa.array(values)
+        if field not in stored:
+            columns[field] = _scattered(shards.numbers(ids[real], field), real)
             continue
-        payload: list[memoryview | bytes] = [b""] * len(ids)
-        for at, reader, r in zip(np.flatnonzero(real), readers, row, strict=True):
-            # What a damaged file has lost stays empty here: the loader decides what to do about it.
-            with contextlib.suppress(BetonError):
-                payload[at] = reader.encoded(int(r), field)
-        columns[prefix + field] = pa.array(payload, pa.large_binary())
-        if isinstance(kind, RGBImageField):
-            infos = {int(s): shards.reader(int(s)).image_info(field) for s in np.unique(shard)}
-            for index, part in enumerate(("mode", "height", "width")):
-                values = np.zeros(len(ids), np.int32)
-                values[real] = [infos[s][index][r] for s, r in zip(shard, row, strict=True)]
-                columns[f"{prefix}{field}.{part}"] = pa.array(values)
+        column: list[Any] = [b""] * len(ids)
+        for at, payload in zip(np.flatnonzero(real).tolist(), payloads[field], strict=True):
+            column[at] = payload
+        columns[field] = column
+        if isinstance(shards.fields[field], RGBImageField):
+            info = shards.image_info(ids[real], field)
+            for part, values in zip(("mode", "height", "width"), info, strict=True):
+                columns[f"{field}.{part}"] = _scattered(values.astype(np.int32), real)
     return columns
 
 
-@lru_cache(maxsize=8)
-def open_shards(paths: tuple[str, ...]) -> Shards:
-    """Shards of this process; a read task on another node finds them open already."""
-    return Shards(list(paths))
+def _scattered(values: np.ndarray, real: np.ndarray) -> np.ndarray:
+    spread = np.zeros(len(real), values.dtype)
+    spread[real] = values
+    return spread
+
+
+def part(columns: Columns, start: int, stop: int) -> Columns:
+    """Some rows of a bundle."""
+    return {name: values[start:stop] for name, values in columns.items()}
+
+
+def to_table(columns: Columns) -> pa.Table:
+    """A bundle as it travels; payloads are copied once, arrays of rows are not."""
+    arrays = {}
+    for name, values in columns.items():
+        if isinstance(values, list):
+            arrays[name] = pa.array(values, pa.large_binary())
+        elif values.ndim > 1:
+            flat = pa.array(values.reshape(-1))
+            arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values[0].size)
+        else:
+            arrays[name] = pa.array(values)
+    return pa.table(arrays)
+
+
+def from_table(table: pa.Table) -> Columns:
+    """The columns of `to_table`, as views of the table's memory; arrays of rows are (N, k)."""
+    columns: Columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if pa.types.is_large_binary(values.type):
+            _, offsets, data = values.buffers()
+            ends = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
+            memory = memoryview(data).cast("B") if data else memoryview(b"")
+            columns[name] = [memory[a:b] for a, b in pairwise(ends.tolist())]
+        elif pa.types.is_fixed_size_list(values.type):
+            columns[name] = values.flatten().to_numpy().reshape(len(values), -1)
+        else:
+            columns[name] = values.to_numpy()
+    return columns
 
 
 def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
@@ -172,7 +201,7 @@ def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
     for field in needed:
         if field not in shards.fields:
             raise RayclError(
-                f"{section}: {shards.paths[0].parent} has no field {field!r}, which the views "
+                f"{section}: {shards.place} has no field {field!r}, which the views "
                 f"read; it has: {', '.join(shards.fields)}"
             )
 
@@ -183,7 +212,7 @@ def travelling(shards: Shards, needed: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*needed, *numbers]))
 
 
-def local_tables(plan: Plan, lanes: Sequence[int], epoch: int, start: int) -> Iterator[pa.Table]:
+def local_bundles(plan: Plan, lanes: Sequence[int], epoch: int, start: int) -> Iterator[Columns]:
     """Bundles of the given lanes read in this process: what one worker without Ray uses."""
     for bundle in plan.bundles(epoch, start):
         if bundle.lane in lanes:

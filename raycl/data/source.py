@@ -7,16 +7,19 @@ and its size is known, and there the cursor is read from the run's own checkpoin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import ray.train
 from ray.data import Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 
-from raycl.data.plan import Bundle, Plan, open_shards, read_bundle
+from raycl.data.plan import Bundle, Plan, to_table
+from raycl.data.pool import Cutter, Views
 
 Cursor = tuple[int, int]  # epoch, step within it
 
@@ -34,9 +37,7 @@ class PlanSource(Datasource):
         self.cursor = cursor
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(
-            path.stat().st_size for s in self.plan.sources.values() for path in s.shards.paths
-        )
+        return sum(source.shards.bytes for source in self.plan.sources.values())
 
     def get_read_tasks(
         self,
@@ -50,38 +51,83 @@ class PlanSource(Datasource):
         rows = self.plan.room * self.plan.batch
         size = self.estimate_inmemory_data_size() * rows // len(self.plan.first.shards)
         metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=None, exec_stats=None)
-        sources = {
-            name: (tuple(map(str, source.shards.paths)), source.fields)
-            for name, source in self.plan.sources.items()
-        }
         return [
-            ReadTask(
-                _reader(bundle, self.plan.ids(bundle), sources, self.plan.batch),
-                metadata,
-                per_task_row_limit=per_task_row_limit,
-            )
+            ReadTask(_reader(bundle, self.shared), metadata, per_task_row_limit=per_task_row_limit)
             for bundle in self.plan.bundles(epoch, start)
         ]
 
+    @cached_property
+    def shared(self) -> ray.ObjectRef[Plan]:
+        """The plan in the object store: one copy for all tasks, which may be many thousands."""
+        return ray.put(self.plan)
 
-def _reader(
-    bundle: Bundle,
-    ids: dict[str, np.ndarray],
-    sources: dict[str, tuple[tuple[str, ...], tuple[str, ...]]],
-    batch: int,
-) -> Callable[[], Iterator[pa.Table]]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "shared"}
+
+
+def _reader(bundle: Bundle, plan: ray.ObjectRef[Plan]) -> Callable[[], Iterator[pa.Table]]:
     def read() -> Iterator[pa.Table]:
-        opened = {name: (open_shards(paths), fields) for name, (paths, fields) in sources.items()}
-        yield read_bundle(bundle, ids, opened, batch)
+        yield to_table(_opened(plan).read(bundle))
 
     return read
 
 
-def dataset(plan: Plan, cursor: Cursor = (0, 0), read_cpus: float = 1.0) -> ray.data.Dataset:
-    """The plan as a Ray Data set; each of its executions is the next epoch."""
+@lru_cache(maxsize=4)
+def _opened(plan: ray.ObjectRef[Plan]) -> Plan:
+    """The plan in this process, whose shards stay open from one task to the next."""
+    opened: Plan = ray.get(plan)
+    return opened
+
+
+@dataclass(frozen=True)
+class ClusterDecoding:
+    """Decoding in a pool of Ray Data actors.
+
+    Attributes:
+        actors: the most that are started.
+        threads: decoding threads of each.
+        nodes: labels of the nodes that they run on.
+    """
+
+    views: Views
+    seed: int
+    corrupt: str
+    actors: int = 4
+    threads: int = 1
+    nodes: dict[str, str] | None = None
+
+
+def dataset(
+    plan: Plan,
+    cursor: Cursor = (0, 0),
+    read_cpus: float = 1.0,
+    decoding: ClusterDecoding | None = None,
+) -> ray.data.Dataset:
+    """The plan as a Ray Data set; each of its executions is the next epoch.
+
+    Args:
+        read_cpus: logical CPUs of a read task; a decoding actor takes half of them as well.
+    """
     source = PlanSource(plan, cursor)
     tasks = len(plan.bundles(*cursor))
-    return ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=read_cpus)
+    share = read_cpus / 2 if decoding else read_cpus
+    data = ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=share)
+    # A bundle is never split: the splitter deals out whole ones in turns.
+    data.context.target_max_block_size = None
+    data.context.enable_progress_bars = False
+    if decoding is None:
+        return data
+    d = decoding
+    return data.map_batches(
+        Cutter,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=d.actors),
+        fn_constructor_args=(source.shared, d.views, d.seed, d.corrupt, d.threads),
+        num_cpus=share * d.threads,
+        label_selector=d.nodes,
+        udf_modifying_row_count=False,
+    )
 
 
 class PlannedData(ray.train.DataConfig):
@@ -93,14 +139,20 @@ class PlannedData(ray.train.DataConfig):
         read_cpus: logical CPUs of a read task.
     """
 
-    def __init__(self, plan: Plan, cursor: Callable[[], Cursor], read_cpus: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        cursor: Callable[[], Cursor],
+        read_cpus: float,
+        decoding: ClusterDecoding | None = None,
+    ) -> None:
         # The splitter deals bundles out in turns only if they arrive in the planned order.
         super().__init__(execution_options={"train": ExecutionOptions(preserve_order=True)})
         self.plan = plan
         self.cursor = cursor
         self.read_cpus = read_cpus
+        self.decoding = decoding
 
     def configure(self, datasets: Any, world_size: int, *args: Any, **kwargs: Any) -> Any:
-        data = dataset(self.plan, self.cursor(), self.read_cpus)
-        data.context.enable_progress_bars = False
+        data = dataset(self.plan, self.cursor(), self.read_cpus, self.decoding)
         return super().configure({"train": data}, world_size, *args, **kwargs)

@@ -106,6 +106,12 @@ class Corpus(Protocol):
     def embed(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
         """Ids (N,) and features (N, D) of every sample, on every rank, in the order of the ids."""
 
+    def balance(self, labels: Tensor, step: Step) -> None:
+        """Makes pseudo-labels (N,) occur equally often in the epoch that begins with `step`.
+
+        They are in the order of the ids; rank 0's count. It takes `data.balance=method`.
+        """
+
 
 class Method(nn.Module):
     """Networks and objective of one published system.

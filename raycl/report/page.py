@@ -347,6 +347,8 @@ def _curves(metrics: list[dict[str, float]]) -> str:
             absent.append(heading.lower() if heading != "RankMe" else heading)
             continue
         x, y = zip(*points, strict=True)
+        if key == "wait_share":
+            meaning += _causes(metrics)
         svg = curve(key, x, y, axis, percent)
         figures.append(
             f"<figure>\n<figcaption><b>{heading}</b> <span>{meaning}</span>"
@@ -354,6 +356,18 @@ def _curves(metrics: list[dict[str, float]]) -> str:
         )
     note = f'<p class="note">Not recorded: {", ".join(absent)}.</p>' if absent else ""
     return f'<div class="curves">\n{"".join(figures)}\n</div>\n{note}'
+
+
+def _causes(metrics: list[dict[str, float]]) -> str:
+    """What the training step waited for, from the mean over the run."""
+    shares: dict[str, list[float]] = {}
+    for entry in metrics:
+        for key, value in entry.items():
+            if key.startswith("wait_share/"):
+                shares.setdefault(key.partition("/")[2], []).append(value)
+    means = {name: sum(values) / len(values) for name, values in shares.items()}
+    parts = [f"{name} {100 * share:.1f} %" for name, share in means.items()]
+    return f"; in the mean {', '.join(parts)}" if parts else ""
 
 
 def _map(run: Path) -> str:

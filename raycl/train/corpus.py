@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from raycl.data.loader import walk
 from raycl.data.shards import Shards
+from raycl.errors import RayclError
+from raycl.methods.base import Step
 from raycl.nn import collectives
+from raycl.train.balance import MethodLabels
 from raycl.views.image import ImageView
 
 
@@ -24,6 +27,7 @@ class ShardCorpus:
     batch: int
     device: torch.device
     threads: int = 1
+    pseudo_labels: MethodLabels | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -31,6 +35,16 @@ class ShardCorpus:
     def labels(self) -> Tensor:
         """(N,) in the order of `ids`."""
         return torch.from_numpy(self.shards.column("label")[self.ids])
+
+    def balance(self, labels: Tensor, step: Step) -> None:
+        """Makes pseudo-labels (N,) occur equally often in the epoch that begins with `step`."""
+        if self.pseudo_labels is None:
+            raise RayclError(
+                "data.balance: the method balances its pseudo-labels; set data.balance=method"
+            )
+        if collectives.rank() == 0:
+            self.pseudo_labels.write(step.epoch, labels.cpu().numpy())
+        collectives.barrier()  # the epoch's first rows are drawn by these labels
 
     @torch.no_grad()
     def embed(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from raycl import recipe as recipes
-from raycl.data.order import Order, singles
+from raycl.data.order import Draw, Mixture, Order, Pages, Weighted, sequential, shuffled, singles
 from raycl.data.plan import Plan, Source, check_fields, travelling
+from raycl.data.pool import row_bytes
 from raycl.data.shards import Shards
+from raycl.data.storage import is_uri
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
+from raycl.train.balance import EveryEpoch, MethodLabels, evened
 
 # Fields that say where and how fast a run computes, not what: they may differ in a resumed run.
 _FREE = tuple(f"trainer.{name}:" for name in ("workers", "address", "device", "log_every"))
@@ -29,10 +32,19 @@ def absolute(recipe: Recipe) -> Recipe:
     def path(value: Any) -> Any:
         if isinstance(value, list):
             return [path(v) for v in value]
-        return str(Path(value).expanduser().absolute()) if value else value
+        local = value and not is_uri(value)
+        return str(Path(value).expanduser().absolute()) if local else value
 
-    names = ("train", "test", "indices", "weights", "pairs")
-    data = recipe.data.model_copy(update={name: path(getattr(recipe.data, name)) for name in names})
+    names = ("test", "indices", "weights", "pairs")
+    changes = {name: path(getattr(recipe.data, name)) for name in names}
+    if isinstance(recipe.data.train, dict):
+        changes["train"] = {
+            name: part.model_copy(update={"path": path(part.path)})
+            for name, part in recipe.data.train.items()
+        }
+    else:
+        changes["train"] = path(recipe.data.train)
+    data = recipe.data.model_copy(update=changes)
     init = path(recipe.init_from)
     return recipe.model_copy(update={"data": data, "init_from": init})
 
@@ -78,24 +90,23 @@ def _origin() -> dict[str, Any]:
     }
 
 
-def plan_of(recipe: Recipe) -> Plan:
+def plan_of(recipe: Recipe, run: Path) -> Plan:
     """The run's plan; refuses data that cannot feed it."""
     sources: dict[str, Source] = {}
+    trainer = recipe.trainer
     for name, stream in recipe.streams.items():
         shards = open_data(recipe, stream.source)
         fields = [view.field for view in stream.views.values()]
         check_fields(shards, fields, f"data.{stream.source}")
         entries = entries_of(recipe, shards)
-        order = Order(
-            entries,
-            recipe.trainer.lanes,
-            recipe.trainer.batch,
-            recipe.trainer.seed,
-            recipe.data.order,
-            _array(recipe.data.weights, "data.weights"),
-        )
+        draw = _draw(recipe, shards, entries, run)
+        order = Order(entries, trainer.lanes, trainer.batch, trainer.seed, draw)
         sources[name] = Source(shards, order, travelling(shards, fields))
-    return Plan(sources)
+    plan = Plan(sources)
+    if recipe.data.decode_on == "cluster":
+        views = {name: stream.views for name, stream in recipe.streams.items()}
+        return Plan(sources, row_bytes(plan, views))
+    return plan
 
 
 def open_data(recipe: Recipe, name: str) -> Shards:
@@ -106,27 +117,69 @@ def open_data(recipe: Recipe, name: str) -> Shards:
             f"data.{name}: missing; give a .beton file, directory or glob, for example "
             f"data.{name}=my-data/{name} (make one with `raycl data import`)"
         )
+    if isinstance(spec, dict):
+        spec = [path for part in spec.values() for path in part.paths]
     try:
-        return Shards(spec)
+        return Shards(spec, cache_gb=recipe.data.cache_gb)
     except RayclError as error:
         raise RayclError(f"data.{name}: {error}") from error
 
 
-def entries_of(recipe: Recipe, shards: Shards) -> np.ndarray:
-    """What travels together, (M, k): all samples, a subset, or pairs."""
+def entries_of(recipe: Recipe, shards: Shards) -> int | np.ndarray:
+    """What travels together: (M, k) ids of a subset or of pairs, or M for the first M samples."""
     data = recipe.data
     if data.pairs:
         entries = _array(data.pairs, "data.pairs")
         if entries.ndim != 2 or entries.dtype.kind not in "iu":
             raise RayclError(f"data.pairs: integers (M, 2) are needed, the file is {entries.shape}")
+    elif data.indices:
+        entries = singles(_array(data.indices, "data.indices"))
     else:
-        entries = singles(_array(data.indices, "data.indices") if data.indices else len(shards))
+        return min(len(shards), data.limit or len(shards))
     if len(entries) and (entries.min() < 0 or entries.max() >= len(shards)):
         raise RayclError(
             f"data: sample ids from {entries.min()} to {entries.max()} are asked for, the data set "
             f"has 0 to {len(shards) - 1}"
         )
     return entries[: data.limit] if data.limit else entries
+
+
+def _draw(recipe: Recipe, shards: Shards, entries: int | np.ndarray, run: Path) -> Draw:
+    """How entries are drawn, from the recipe's `data` section."""
+    data = recipe.data
+    first = np.arange(entries) if isinstance(entries, int) else entries[:, 0]
+    if isinstance(data.train, dict):
+        parts = data.train.values()
+        sizes = [len(Shards(part.paths, cache_gb=data.cache_gb)) for part in parts]
+        return Mixture(tuple(sizes), tuple(part.share for part in parts))
+    if data.balance == "method":
+        return Weighted(MethodLabels(run, len(first)))
+    if data.balance:
+        check_fields(shards, [data.balance], "data.balance")
+        return Weighted(EveryEpoch(evened(shards.numbers(first, data.balance))))
+    if data.weights:
+        weights = _array(data.weights, "data.weights")
+        if weights.shape != first.shape:
+            raise RayclError(
+                f"data.weights: {len(first)} numbers are needed, one for each sample used, the "
+                f"file holds shape {weights.shape}"
+            )
+        return Weighted(EveryEpoch(weights))
+    if data.order == "pages":
+        return _pages(shards, entries, data.window)
+    return sequential if data.order == "sequential" else shuffled
+
+
+def _pages(shards: Shards, entries: int | np.ndarray, window: int) -> Pages:
+    counts, ids = shards.pages()
+    if isinstance(entries, int) and entries == len(shards) and ids is None:
+        return Pages(counts, window)
+    # Of a subset, entries lie where their first sample lies.
+    page = np.empty(len(shards), np.int64)
+    page[slice(None) if ids is None else ids] = np.repeat(np.arange(len(counts)), counts)
+    here = page[:entries] if isinstance(entries, int) else page[entries[:, 0]]
+    held = np.bincount(here, minlength=len(counts))
+    return Pages(held[held > 0].astype(np.int32), window, np.argsort(here, kind="stable"))
 
 
 def _array(path: str | None, field: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from raycl.data.plan import Plan, local_tables
+from raycl.data.plan import Columns, Plan, from_table, local_bundles
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.train import checkpoint
@@ -49,10 +49,11 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
             anything is written.
     """
     recipe, run = absolute(recipe), run.absolute()
-    plan = plan_of(recipe)
+    plan = plan_of(recipe, run)
     build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
     online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
-    if recipe.trainer.workers == 1 and not _cluster(recipe):
+    alone = recipe.trainer.workers == 1 and not _cluster(recipe)
+    if alone and recipe.data.decode_on == "worker":
         _here(recipe, run, plan, listen)
     else:
         _on_ray(recipe, run, plan, listen)
@@ -69,7 +70,7 @@ def _here(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     if signals:
         ears.loop = stop_on_interrupt
     try:
-        train(recipe, run, plan, place, lambda e, s: local_tables(plan, lanes, e, s), ears)
+        train(recipe, run, plan, place, lambda e, s: local_bundles(plan, lanes, e, s), ears)
     finally:
         if signals:
             signal.signal(signal.SIGINT, before)
@@ -124,7 +125,10 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             ),
             datasets={"train": lambda: dataset(plan)},
             dataset_config=PlannedData(
-                plan, lambda: checkpoint.cursor(checkpoint.newest(run)), share.read_cpus
+                plan,
+                lambda: checkpoint.cursor(checkpoint.newest(run)),
+                share.read_cpus,
+                _cluster_decoding(recipe),
             ),
         )
         with _relay(board, listen):
@@ -137,6 +141,23 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
                 if message:
                     raise RayclError(message) from error
                 raise
+
+
+def _cluster_decoding(recipe: Recipe) -> Any:
+    from raycl.data.source import ClusterDecoding
+
+    data = recipe.data
+    if data.decode_on == "worker":
+        return None
+    views = {name: stream.views for name, stream in recipe.streams.items()}
+    return ClusterDecoding(
+        views,
+        recipe.trainer.seed,
+        data.corrupt,
+        data.decode_actors,
+        data.threads,
+        data.decode_nodes,
+    )
 
 
 class Board:
@@ -172,10 +193,13 @@ def _worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(threads_of(context.get_local_world_size()))
     lanes = range(rank, recipe.trainer.lanes, world)
-    shard = ray.train.get_dataset_shard("train")
+    shard: Any = None
+    if recipe.data.engine == "raycl":
+        shard = ray.train.get_dataset_shard("train")
 
-    def tables(epoch: int, start: int) -> Iterator[Any]:
-        return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    def bundles(epoch: int, start: int) -> Iterator[Columns]:
+        tables = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        return map(from_table, tables)
 
     def announce(step: int, folder: Path) -> None:
         if rank:
@@ -188,7 +212,7 @@ def _worker(config: dict[str, Any]) -> None:
     ears = Ears(metrics=lambda record: board.put.remote(record), checkpoint=announce)
     place = Place(device, lanes, rank, world)
     try:
-        train(recipe, config["run"], plan, place, tables, ears)
+        train(recipe, config["run"], plan, place, bundles, ears)
     except RayclError as error:
         ray.get(board.fail.remote(str(error)))
         raise

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
+from raycl.data.ffcv_engine import FFCVLoader
 from raycl.data.loader import Loader
-from raycl.data.plan import Plan
+from raycl.data.plan import Columns, Plan
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.methods.base import DataInfo, Method
 from raycl.recipe import Recipe
 from raycl.train import checkpoint
+from raycl.train.balance import MethodLabels
 from raycl.train.corpus import ShardCorpus
 from raycl.train.loop import Loop, Place
 from raycl.train.memory import keep_freed_memory
@@ -30,7 +31,7 @@ from raycl.train.observers.write import Metrics, TensorBoard
 from raycl.train.run import entries_of, open_data
 from raycl.views.image import ImageView
 
-Tables = Callable[[int, int], Iterable[pa.Table]]
+Bundles = Callable[[int, int], Iterable[Columns]]
 
 
 @dataclass
@@ -42,23 +43,23 @@ class Ears:
     loop: Callable[[Loop], None] = field(default=lambda loop: None)
 
 
-def train(recipe: Recipe, run: Path, plan: Plan, place: Place, tables: Tables, ears: Ears) -> None:
+def train(
+    recipe: Recipe, run: Path, plan: Plan, place: Place, bundles: Bundles, ears: Ears
+) -> None:
     """Trains one rank to the end, from the newest checkpoint if there is one."""
     keep_freed_memory()
     trainer = recipe.trainer
     method = build(recipe, plan.first.shards)
     views = {name: stream.views for name, stream in recipe.streams.items()}
-    loader = Loader(
-        plan,
-        views,
-        place.lanes,
-        tables,
-        place.device,
-        trainer.seed,
-        recipe.data.threads,
-        recipe.data.corrupt,
-    )
+    data = (trainer.seed, recipe.data.threads, recipe.data.corrupt)
+    loader: Loader | FFCVLoader
+    if recipe.data.engine == "ffcv":
+        loader = FFCVLoader(plan, views, place.lanes, place.device, *data)
+    else:
+        loader = Loader(plan, views, place.lanes, bundles, place.device, *data)
     corpus = training_corpus(recipe, plan.first.shards, place.device)
+    if recipe.data.balance == "method":
+        corpus.pseudo_labels = MethodLabels(run, len(corpus))
     observers: list[Observer] = [
         Throughput(loader, trainer.lanes * trainer.batch),
         Embeddings(),
@@ -141,7 +142,8 @@ def evaluation_view(recipe: Recipe) -> ImageView:
 
 def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> ShardCorpus:
     """The samples that a run trains on, each once."""
-    ids = entries_of(recipe, shards)[:, 0]
+    entries = entries_of(recipe, shards)
+    ids = np.arange(entries) if isinstance(entries, int) else entries[:, 0]
     view, batch = evaluation_view(recipe), recipe.evaluation.batch
     return ShardCorpus(shards, ids, view, batch, device, recipe.data.threads)
 

@@ -7,7 +7,7 @@ torch, so that a recipe can be validated without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -175,7 +175,7 @@ class ImageView(_Part):
             plan["solarize"] = draw[:, SOLARIZE] < self.solarize.p
         return plan
 
-    def cut(self, image: np.ndarray, box: np.ndarray, flip: bool, out: np.ndarray) -> None:
+    def cut(self, image: np.ndarray, box: Sequence[int], flip: bool, out: np.ndarray) -> None:
         """Crops, resizes and mirrors one image; resizing releases the GIL.
 
         Args:

@@ -7,7 +7,7 @@ shape depends on a value, and no constant is copied there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -113,7 +113,7 @@ def solarize(x: Tensor, threshold: float, chosen: Tensor) -> Tensor:
 
 
 def crop_resize(
-    image: np.ndarray, box: np.ndarray, flip: bool, out: np.ndarray, interpolation: Interpolation
+    image: np.ndarray, box: Sequence[int], flip: bool, out: np.ndarray, interpolation: Interpolation
 ) -> None:
     """Writes a crop of one image to `out`, resized with antialiasing and mirrored.
 
@@ -126,11 +126,10 @@ def crop_resize(
         box: (4,) top, left, height, width.
         out: (height, width, 3) uint8, contiguous.
     """
-    top, left, height, width = box.tolist()
-    crop = image[top : top + height, left : left + width]
-    if not crop.flags.writeable:
-        crop = crop.copy()  # torch warns of memory that it could not write to
-    source = torch.from_numpy(crop).permute(2, 0, 1)[None]
+    top, left, height, width = box
+    # from_numpy() would warn of memory that torch could not write to.
+    source = torch.utils.dlpack.from_dlpack(image[top : top + height, left : left + width])
+    source = source.permute(2, 0, 1)[None]
     target = torch.from_numpy(out).permute(2, 0, 1)[None]
     resize, side = _RESIZE[interpolation], out.shape[:2]
     if interpolation == "bicubic" and max(side) <= EXACT:

@@ -11,8 +11,8 @@ import torch
 
 from raycl.beton import IntField, RGBImageField, Writer
 from raycl.data.loader import Loader, ahead, walk
-from raycl.data.order import Order, singles
-from raycl.data.plan import Plan, Source, local_tables
+from raycl.data.order import Order
+from raycl.data.plan import Plan, Source, local_bundles
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.views.image import Color, Crop, ImageView
@@ -37,15 +37,15 @@ def photos(folder: Path, samples: int = 40, mode: Any = "jpg", shards: int = 2) 
 
 
 def loader_of(shards: Shards, rank: int = 0, world: int = 1, **settings: Any) -> Loader:
-    order = Order(singles(len(shards)), lanes=4, batch=3, seed=1)
+    order = Order(len(shards), lanes=4, batch=3, seed=1)
     plan = Plan({"images": Source(shards, order, ("image", "label"))})
     lanes = range(rank, 4, world)
     views = {"images": {"view1": VIEW, "view2": VIEW}}
 
-    def tables(epoch: int, start: int) -> Any:
-        return local_tables(plan, lanes, epoch, start)
+    def bundles(epoch: int, start: int) -> Any:
+        return local_bundles(plan, lanes, epoch, start)
 
-    return Loader(plan, views, lanes, tables, CPU, seed=7, **settings)
+    return Loader(plan, views, lanes, bundles, CPU, seed=7, **settings)
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
@@ -87,14 +87,14 @@ def test_threads_and_a_later_start_change_nothing(tmp_path: Path) -> None:
 
 def test_bundles_in_another_order_are_an_error(tmp_path: Path) -> None:
     loader = loader_of(photos(tmp_path))
-    planned = loader.tables
-    loader.tables = lambda epoch, start: reversed(list(planned(epoch, start)))
+    planned = loader.bundles
+    loader.bundles = lambda epoch, start: reversed(list(planned(epoch, start)))
     with pytest.raises(RuntimeError, match="another order than planned"):
         list(loader.epoch(0))
-    loader.tables = lambda epoch, start: list(planned(epoch, start))[:1]
+    loader.bundles = lambda epoch, start: list(planned(epoch, start))[:1]
     with pytest.raises(RuntimeError, match="the stream ended before epoch 0, step 0, lane 1"):
         list(loader.epoch(0))
-    loader.tables = lambda epoch, start: planned(epoch + 1, start)
+    loader.bundles = lambda epoch, start: planned(epoch + 1, start)
     with pytest.raises(RuntimeError, match="another order than planned"):
         list(loader.epoch(0))
 

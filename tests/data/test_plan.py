@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raycl.beton import IntField, RGBImageField, Writer
-from raycl.data.order import PADDING, Order, singles
-from raycl.data.plan import Plan, Source, local_tables
+from raycl.data.order import PADDING, Order
+from raycl.data.plan import Plan, Source, from_table, local_bundles, to_table
 from raycl.data.shards import Shards
 
 
@@ -26,7 +27,7 @@ def dataset(folder: Path, samples: int = 50, shards: int = 3) -> Shards:
 
 def plan_of(shards: Shards, **order: object) -> Plan:
     settings = {"lanes": 2, "batch": 4, "seed": 1} | order
-    made = Order(singles(len(shards)), **settings)  # type: ignore[arg-type]
+    made = Order(len(shards), **settings)  # type: ignore[arg-type]
     return Plan({"images": Source(shards, made, ("image", "label"))})
 
 
@@ -34,14 +35,15 @@ def test_bundles_are_equal_and_interleave_the_lanes(tmp_path: Path) -> None:
     plan = plan_of(dataset(tmp_path))
     bundles = plan.bundles(0)
     assert [b.lane for b in bundles] == [0, 1] * (len(bundles) // 2)
-    assert {len(plan.read(b)) for b in bundles} == {plan.room * plan.batch}
+    assert {len(plan.read(b)["id"]) for b in bundles} == {plan.room * plan.batch}
 
 
 def test_rows_carry_the_planned_samples(tmp_path: Path) -> None:
     plan = plan_of(dataset(tmp_path))
     expected = plan.first.order.plan(2)
     for bundle in plan.bundles(2):
-        table = plan.read(bundle).filter(np.array(plan.read(bundle)["step"]) != PADDING)
+        whole = to_table(plan.read(bundle))
+        table = whole.filter(np.array(whole["step"]) != PADDING)
         for row in table.to_pylist():
             at = [r["id"] for r in table.to_pylist() if r["step"] == row["step"]]
             assert at == list(expected[row["step"], row["lane"], :, 0])
@@ -55,8 +57,8 @@ def test_ranks_together_read_the_global_batches_of_one(tmp_path: Path, world: in
     plan = plan_of(dataset(tmp_path), lanes=4, batch=3)
     seen: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
-        for table in local_tables(plan, range(rank, 4, world), epoch=1, start=1):
-            for row in table.to_pylist():
+        for columns in local_bundles(plan, range(rank, 4, world), epoch=1, start=1):
+            for row in to_table(columns).to_pylist():
                 if row["step"] != PADDING:
                     seen.setdefault((row["step"], row["lane"]), []).append(row["id"])
     expected = plan.first.order.plan(1)[1:, ..., 0]
@@ -70,14 +72,31 @@ def test_ranks_together_read_the_global_batches_of_one(tmp_path: Path, world: in
 def test_a_second_stream_of_pairs_travels_in_the_same_bundle(tmp_path: Path) -> None:
     shards = dataset(tmp_path)
     pairs = np.stack([np.arange(12), np.arange(12) + 20], axis=1)
-    images = Source(shards, Order(singles(50), 2, 4), ("image", "label"))
+    images = Source(shards, Order(50, 2, 4), ("image", "label"))
     paired = Source(shards, Order(pairs, 2, 4), ("image",))
     plan = Plan({"images": images, "pairs": paired})
     assert plan.steps == 6 and paired.order.steps == 1
-    table = plan.read(plan.bundles(0)[0])
+    table = to_table(plan.read(plan.bundles(0)[0]))
     assert {"id", "pairs.0.id", "pairs.1.id", "pairs.1.image", "label"} <= set(table.column_names)
     rows = [r for r in table.to_pylist() if r["step"] != PADDING]
     assert all(r["pairs.1.id"] == r["pairs.0.id"] + 20 for r in rows)
     # The shorter stream is recycled with a new permutation each time it is used up.
     recycled = [[r["pairs.0.id"] for r in rows if r["step"] == s] for s in range(plan.room)]
     assert len(set(map(tuple, recycled))) > 1
+
+
+def test_a_bundle_travels_as_a_table_and_back(tmp_path: Path) -> None:
+    plan = plan_of(dataset(tmp_path))
+    columns = plan.read(plan.bundles(0)[1])
+    columns["pixels"] = np.arange(len(columns["id"]) * 6).reshape(-1, 3, 2)
+    table = to_table(columns)
+    for copy in (table, pa.concat_tables([table[:3], table[3:]])):
+        back = from_table(copy)
+        assert back.keys() == columns.keys()
+        for name, values in columns.items():
+            if isinstance(values, list):
+                assert [bytes(v) for v in back[name]] == [bytes(v) for v in values]
+            else:
+                assert (back[name].reshape(values.shape) == values).all()
+    (part,) = {bytes(v) for v in from_table(table[5:6])["image"]}
+    assert part == bytes(columns["image"][5])

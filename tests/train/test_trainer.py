@@ -176,7 +176,7 @@ def test_a_damaged_image_is_named_through_ray(
     from raycl.data.shards import Shards
     from raycl.data.sink import Storage, import_dataset
 
-    import_dataset("digits", None, tmp_path / "data", storage=Storage(mode="jpg"))
+    import_dataset("digits", None, tmp_path / "data", storage=Storage(write_mode="jpg"))
     path = damage(Shards(tmp_path / "data" / "train"), 23)
     overrides = [*tiny, f"data.train={path.parent}", "evaluation.every_epochs=0"]
     with pytest.raises(RayclError, match=rf"{path}, sample 23: "):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raycl.data.loader import Waits
 from raycl.methods.base import Batch, Corpus, DataInfo, Method, Output, Settings, Step, Stream
 from raycl.views.image import ImageView
 
@@ -22,7 +23,7 @@ class Fixed:
     steps: int
     size: int = 8
     dtype: torch.dtype = torch.float64
-    waited: float = 0.0
+    waits: Waits = field(default_factory=Waits)
     substituted: int = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 
+from raycl.data.loader import Waits
 from raycl.evaluate.knn import knn
 from raycl.evaluate.spectrum import embedding_std, rank_me
 from raycl.methods.base import Corpus
@@ -18,34 +20,37 @@ class Waiting(Protocol):
     """A loader that knows how long the training step has waited for it."""
 
     @property
-    def waited(self) -> float: ...
+    def waits(self) -> Waits: ...
 
     @property
     def substituted(self) -> int: ...
 
 
 class Throughput(Observer):
-    """Images a second over all ranks, and the share of time spent waiting for data."""
+    """Images a second over all ranks, and the share of time spent waiting for data, by cause."""
 
     def __init__(self, loader: Waiting, rows: int) -> None:
         self.loader, self.rows = loader, rows
-        self._begin, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._start()
 
     def after_step(self, event: Event) -> None:
         self._steps += 1
         if not event.logged:
             return
-        now, waited = time.perf_counter(), self.loader.waited
-        seconds = now - self._begin
+        seconds, waited = time.perf_counter() - self._begin, asdict(self.loader.waits)
         event.metrics["images_per_second"] = self._steps * self.rows / seconds
-        event.metrics["wait_share"] = min((waited - self._waited) / seconds, 1.0)
+        shares = {name: (waited[name] - self._waited[name]) / seconds for name in waited}
+        event.metrics["wait_share"] = min(sum(shares.values()), 1.0)
+        event.metrics |= {f"wait_share/{name}": share for name, share in shares.items()}
         if self.loader.substituted:
             event.metrics["substituted"] = self.loader.substituted
-        self._begin, self._waited, self._steps = now, waited, 0
+        self._start()
 
     def after_epoch(self, event: Event) -> None:
-        # Evaluation between epochs is no training time.
-        self._begin, self._waited, self._steps = time.perf_counter(), self.loader.waited, 0
+        self._start()  # evaluation between epochs is no training time
+
+    def _start(self) -> None:
+        self._begin, self._waited, self._steps = time.perf_counter(), asdict(self.loader.waits), 0
 
 
 class Embeddings(Observer):
