@@ -71,6 +71,9 @@ class Data(Section):
     corrupt: Literal["error", "substitute"] = Field(
         "error", description="a sample that cannot be decoded: stop, or use its neighbour and count"
     )
+    corrupt_share: float = Field(
+        0.01, ge=0, le=1, description="of a lane's samples, how many may be replaced"
+    )
     decode_on: Literal["worker", "cluster"] = Field(
         "worker", description="cluster: in Ray Data actors on other nodes, which ship uint8 crops"
     )

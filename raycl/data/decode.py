@@ -6,10 +6,11 @@ batch. Decoding and resizing release the GIL.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from raycl.beton.fields import RAW, decode_jpeg
+from raycl.beton.fields import JPG, RAW, check_jpeg, decode_jpeg
 from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
@@ -25,6 +26,7 @@ SPAN = 16  # rows that a thread takes at a time
 FINER = 2.0  # a scaled JPEG still has at least so many pixels for one of the view, along each side
 
 _memory = threading.local()
+_log = logging.getLogger(__name__)
 
 
 def decoding_threads(count: int) -> ThreadPoolExecutor:
@@ -74,10 +76,8 @@ class Decoder:
     seed: int = 0
     corrupt: Literal["error", "substitute"] = "error"
 
-    def start(
-        self, rows: Mapping[str, Any], epoch: int, out: Mapping[str, np.ndarray]
-    ) -> Callable[[], Drawn]:
-        """Begins to cut the views of one lane's rows; calling the result waits until they are cut.
+    def start(self, rows: Mapping[str, Any], epoch: int, out: Mapping[str, np.ndarray]) -> Cutting:
+        """Begins to cut the views of one lane's rows at one step; `finish_together` ends it.
 
         Args:
             rows: columns `id`, and for every image field its payloads, `mode`, `height`, `width`;
@@ -99,30 +99,13 @@ class Decoder:
         if self.views.keys() <= rows.keys():
             for name, pixels in out.items():
                 pixels[...] = rows[name].reshape(pixels.shape)
-            ready = Drawn(np.arange(count), plans, int(rows["substituted"].sum()))
-            return lambda: ready
+            return Cutting(self, rows["id"], plans, out, [], int(rows["substituted"].sum()))
         fields = [self._field(name, rows, plans) for name in self._fields]
         spans = [
             self.pool.submit(self._span, range(at, min(at + SPAN, count)), fields, out)
             for at in range(0, count, SPAN)
         ]
-
-        def finish() -> Drawn:
-            parts = [span.result() for span in spans]
-            bad = {row: error for part in parts for row, error in part[0].items()}
-            shown = self._substitutes(rows["id"], bad) if bad else np.arange(count)
-            for row in bad:
-                for pixels in out.values():
-                    pixels[row] = pixels[shown[row]]
-            return Drawn(
-                shown,
-                {name: {k: v[shown] for k, v in plan.items()} for name, plan in plans.items()},
-                len(bad),
-                sum(part[1] for part in parts),
-                sum(part[2] for part in parts),
-            )
-
-        return finish
+        return Cutting(self, rows["id"], plans, out, spans)
 
     @property
     def _fields(self) -> list[str]:
@@ -164,21 +147,70 @@ class Decoder:
                 decoding, cropping = decoding + middle - begin, cropping + end - middle
         return bad, decoding, cropping
 
-    def _substitutes(self, ids: np.ndarray, bad: Mapping[int, str]) -> np.ndarray:
-        """For each row itself, or the nearest sound row of the same lane and step."""
-        row = min(bad)
-        if self.corrupt == "error":
+
+@dataclass
+class Cutting:
+    """Views that are being cut.
+
+    Attributes:
+        substituted: rows that were replaced on another node already.
+    """
+
+    decoder: Decoder
+    ids: np.ndarray
+    plans: dict[str, dict[str, np.ndarray]]
+    out: Mapping[str, np.ndarray]
+    spans: list[Future[tuple[dict[int, str], float, float]]]
+    substituted: int = 0
+
+    def damaged(self) -> dict[int, str]:
+        """Waits until all is cut; what is wrong with which row, and where that sample lies."""
+        return {
+            row: f"{self.decoder.locate(int(self.ids[row]))}: {error}"
+            for span in self.spans
+            for row, error in span.result()[0].items()
+        }
+
+    def finish(self, damaged: Mapping[int, str]) -> Drawn:
+        """The views, with the nearest sound row in the place of each damaged one."""
+        shown = np.arange(len(self.ids))
+        sound = np.setdiff1d(shown, list(damaged))
+        for row in damaged:
+            shown[row] = sound[np.abs(sound - row).argmin()]
+            for pixels in self.out.values():
+                pixels[row] = pixels[shown[row]]
+        return Drawn(
+            shown,
+            {name: {k: v[shown] for k, v in plan.items()} for name, plan in self.plans.items()},
+            self.substituted + len(damaged),
+            sum(span.result()[1] for span in self.spans),
+            sum(span.result()[2] for span in self.spans),
+        )
+
+
+def finish_together(cutting: Sequence[Cutting]) -> list[Drawn]:
+    """Ends the cuts of the samples of the same entries: all of a pair, for example.
+
+    What takes the place of a damaged sample is of the same lane and step, and it is a whole entry.
+    """
+    damaged = {row: error for cut in reversed(cutting) for row, error in cut.damaged().items()}
+    if damaged:
+        first, ids = min(damaged), cutting[0].ids
+        if cutting[0].decoder.corrupt == "error":
             raise RayclError(
-                f"{self.locate(int(ids[row]))}: {bad[row]}; mend or re-import the data set "
-                f"(`raycl data verify` lists all bad samples), or set data.corrupt=substitute"
+                f"{damaged[first]}; mend or re-import the data set (`raycl data verify` lists all "
+                f"bad samples), or set data.corrupt=substitute"
             )
-        sound = np.setdiff1d(np.arange(len(ids)), list(bad))
-        if not len(sound):
+        if len(damaged) == len(ids):
             raise RayclError(
-                f"{self.locate(int(ids[row]))}: {bad[row]}; no sample of its lane is readable at "
-                f"this step, so none can take its place"
+                f"{damaged[first]}; no sample of its lane is readable at this step, so none can "
+                f"take its place"
             )
-        return sound[np.abs(sound - np.arange(len(ids))[:, None]).argmin(axis=1)]
+    drawn = [cut.finish(damaged) for cut in cutting]
+    for row, error in sorted(damaged.items()):
+        other = cutting[0].ids[drawn[0].rows[row]]
+        _log.warning("%s; in its place stands %s", error, cutting[0].decoder.locate(int(other)))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -194,20 +226,21 @@ class _Field:
     def decode(self, row: int) -> np.ndarray:
         """The image of a row, (H, W, 3) uint8; valid until this thread decodes the next."""
         height, width = self.sizes[row]
-        payload, least, bytes_ = self.payloads[row], self.least[row], height * width * 3
-        if self.modes[row] == RAW:
+        payload, mode, bytes_ = self.payloads[row], self.modes[row], height * width * 3
+        if mode == RAW:
+            if not bytes_ or len(payload) != bytes_:
+                raise ValueError(
+                    f"a raw image of {height} x {width} pixels takes {bytes_} bytes, and "
+                    f"{len(payload)} are stored"
+                )
             return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
+        if mode != JPG:
+            raise ValueError(f"unknown image mode {mode}; 0 is jpg and 1 is raw")
+        check_jpeg(payload, (height, width))  # before memory is taken for what a damaged file says
         memory = getattr(_memory, "buffer", None)
         if memory is None or memory.size < bytes_:
             memory = _memory.buffer = np.empty(bytes_, np.uint8)
-        image = decode_jpeg(payload, least, memory)
-        scales = (1, 2, 4, 8) if any(least) else (1,)
-        if image.shape[:2] not in [(-(-height // n), -(-width // n)) for n in scales]:
-            raise ValueError(
-                f"decodes to {image.shape[1]}x{image.shape[0]} pixels, the container says "
-                f"{width}x{height}"
-            )
-        return image
+        return decode_jpeg(payload, self.least[row], memory)
 
 
 def _least(
@@ -222,7 +255,10 @@ def _least(
     With FINER of these for one of the view, that moves the view by a quarter of its pixel at most.
     """
     share = np.max(
-        [FINER * view.size / plans[name]["box"][:, 2:].min(axis=1) for name, view in views.items()],
+        [
+            FINER * view.size / np.maximum(plans[name]["box"][:, 2:].min(axis=1), 1)
+            for name, view in views.items()
+        ],
         axis=0,
     )
     share = np.where(share > 0.5, 0, share)

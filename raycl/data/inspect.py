@@ -1,14 +1,21 @@
-"""Looking at a data set: what is in it, and what the views of a recipe make of it."""
+"""Looking at a data set: what is in it, what is wrong, and what a recipe's views make of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raycl.beton import IntField, RGBImageField
+from raycl.beton import Field, IntField, Reader, RGBImageField
+from raycl.data import storage
+from raycl.data.find import SIDECAR, File, Found, find, name_of, sibling
+from raycl.data.remote import RemoteFile
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
     from raycl.views.image import ImageView
 
 MODES = ("jpg", "raw")
+BLOCK = 128  # samples that a thread checks at a time
 RENDERINGS = 2  # of each view of a sample in a preview
 
 
@@ -28,12 +36,12 @@ def info(shards: Shards) -> dict[str, Any]:
         largest height and width in pixels; `labels`: samples per class, where there are labels.
     """
     files = [
-        {"name": path.name, "samples": len(shards.reader(i)), "bytes": path.stat().st_size}
-        for i, path in enumerate(shards.paths)
+        {"name": name_of(file.path), "samples": file.samples, "bytes": file.size}
+        for file in shards.files
     ]
     found: dict[str, Any] = {
         "samples": len(shards),
-        "bytes": sum(file["bytes"] for file in files),
+        "bytes": shards.bytes,
         "shards": files,
         "fields": {n: type(f).__name__.removesuffix("Field") for n, f in shards.fields.items()},
         "images": {
@@ -53,7 +61,7 @@ def info(shards: Shards) -> dict[str, Any]:
 
 
 def _images(shards: Shards, field: str) -> dict[str, Any]:
-    parts = [shards.reader(i).image_info(field) for i in range(len(shards.paths))]
+    parts = [shards.reader(i).image_info(field) for i in range(len(shards.files))]
     mode, height, width = (np.concatenate(part) for part in zip(*parts, strict=True))
     found: dict[str, Any] = {
         name: int(n) for name, n in zip(MODES, np.bincount(mode, minlength=2), strict=True) if n
@@ -61,6 +69,114 @@ def _images(shards: Shards, field: str) -> dict[str, Any]:
     for name, sides in (("height", height), ("width", width)):
         found[name] = [int(value) for value in (sides.min(), np.median(sides), sides.max())]
     return found
+
+
+def verify(
+    spec: str | Path | Sequence[str | Path],
+    report: Callable[[str], None],
+    progress: Callable[[float], None] = lambda share: None,
+    *,
+    threads: int | None = None,
+) -> tuple[int, int]:
+    """Reads and decodes every sample of every shard, whatever is wrong with others.
+
+    Finds shards that are missing, cannot be read, or have other fields than the first; samples
+    whose values are damaged; and labels that no class has.
+
+    Args:
+        spec: as for `Shards`.
+        report: called with a line for each thing that is wrong, in the order of the samples.
+        progress: called with the share of the bytes that is done, in [0, 1].
+        threads: decoding threads; by default as many as this process has cores.
+
+    Returns:
+        Samples that were looked at, and lines that were reported.
+
+    Raises:
+        RayclError: there is nothing to look at, or a `dataset.json` is damaged.
+    """
+    found = find(spec)
+    samples = problems = done = 0
+    for line in found.missing:
+        problems += 1
+        report(line)
+    total = sum(file.size for file in found.files)
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        for count, size, lines in _ahead(pool, _blocks(found), 2 * threads):
+            samples, done = samples + count, done + size
+            for line in lines:
+                problems += 1
+                report(line)
+            progress(done / max(total, 1))
+    return samples, problems
+
+
+Checked = tuple[int, int, list[str]]  # samples, bytes, and what is wrong with them
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, blocks: Iterable[Callable[[], Checked]], depth: int
+) -> Iterator[Checked]:
+    """Results in order, with a bounded number of blocks in work."""
+    waiting: deque[Future[Checked]] = deque()
+    for block in blocks:
+        waiting.append(pool.submit(block))
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _blocks(found: Found) -> Iterator[Callable[[], Checked]]:
+    """What there is to check: each shard as a whole, then its samples."""
+    fields: dict[str, Field] = {}
+    for file in found.files:
+        try:
+            reader = _opened(file)
+        except RayclError as error:
+            yield partial(_line, file.size, str(error))
+            continue
+        fields = fields or reader.fields
+        if reader.fields != fields:
+            yield partial(
+                _line, 0, f"{reader.name}: its fields are not those of the shards before it"
+            )
+        if file.samples not in (None, len(reader)):
+            told = f"{reader.name}: holds {len(reader)} samples, and {SIDECAR} says {file.samples}"
+            yield partial(_line, 0, told)
+        classes = found.descriptions[sibling(file.path, SIDECAR)].get("classes")
+        for first in range(0, len(reader), BLOCK):
+            share = file.size * min(BLOCK, len(reader) - first) // len(reader)
+            yield partial(_check, reader, first, share, classes)
+
+
+def _opened(file: File) -> Reader:
+    """A shard without sidecar and cache, because the question is what it holds itself."""
+    remote = storage.is_uri(file.path)
+    reader = Reader(RemoteFile(file.path, file.size, file.version) if remote else file.path)
+    reader.check()
+    return reader
+
+
+def _line(size: int, line: str) -> Checked:
+    return 0, size, [line]
+
+
+def _check(reader: Reader, first: int, size: int, classes: list[str] | None) -> Checked:
+    end = min(first + BLOCK, len(reader))
+    try:
+        lines = list(reader.verify(first, end))
+        if classes and isinstance(reader.fields.get("label"), IntField):
+            labels = reader.numbers(np.arange(first, end), "label")
+            lines += [
+                f"{reader.name}: sample {first + row}, field 'label': {labels[row]} is none of "
+                f"the {len(classes)} classes"
+                for row in np.flatnonzero((labels < 0) | (labels >= len(classes))).tolist()
+            ]
+    except RayclError as error:  # a server that does not answer
+        lines = [f"{reader.name}: samples {first} to {end - 1}: {error}"]
+    return end - first, size, lines
 
 
 def preview(
@@ -92,7 +208,7 @@ def preview(
     for name, view in views.items():
         if not isinstance(shards.fields.get(view.field), RGBImageField):
             raise RayclError(
-                f"views.{name}: {shards.paths[0].parent} has no images in a field {view.field!r}; "
+                f"views.{name}: {shards.place} has no images in a field {view.field!r}; "
                 f"its fields are {', '.join(shards.fields)}"
             )
     field = next((view.field for view in views.values()), "image")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 
 from raycl.beton import FloatField, IntField
-from raycl.data.decode import Decoder, decoding_threads
+from raycl.data.decode import Cutting, Decoder, decoding_threads, finish_together
 from raycl.data.plan import Columns, Plan, part, prefixes, read_samples
 from raycl.data.shards import Shards
+from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
 Batch = dict[str, Tensor]
+
+SPARED = 8  # damaged samples of a lane that are too few to speak of a share
 
 QUEUE = 1  # finished batches that wait for the training step
 IN_FLIGHT = 1  # batches that are being cut while the next one is put together
@@ -98,7 +102,7 @@ class Host:
     batch: Batch
     plans: dict[str, dict[str, Tensor]]
     slot: Slot
-    substituted: int = 0
+    substituted: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # by lane
     made: dict[str, float] = field(default_factory=dict)
     starved: float = 0.0
     cut: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "crop": 0.0})
@@ -127,18 +131,19 @@ def streams_of(
     pool: ThreadPoolExecutor,
     seed: int,
     corrupt: str,
-) -> list[Stream]:
-    """All streams of a plan; views are numbered through, so that each has its own randomness."""
-    streams: list[Stream] = []
+) -> list[list[Stream]]:
+    """The streams of each source; views are numbered through, so each has its own randomness."""
+    groups: list[list[Stream]] = []
     first = 0
     for index, (name, source) in enumerate(plan.sources.items()):
         shards = source.shards
+        groups.append([])
         for prefix in prefixes(name, index == 0, source.order.width):
             decoder = Decoder(views[name], pool, shards.describe, first, seed, corrupt)  # type: ignore[arg-type]
             numbers = numbers_of(shards, source.fields)
-            streams.append(Stream(prefix, numbers, source.order.steps, decoder))
+            groups[-1].append(Stream(prefix, numbers, source.order.steps, decoder))
             first += len(views[name])
-    return streams
+    return groups
 
 
 def numbers_of(shards: Shards, fields: Iterable[str]) -> tuple[str, ...]:
@@ -155,6 +160,7 @@ class Loader:
         lanes: lanes that this rank runs, ascending.
         bundles: (epoch, first step) -> bundles of these lanes, in the planned order.
         waits: what the training step has waited for.
+        corrupt_share: of a lane's samples, how many may be damaged before the run is refused.
         substituted: samples that stood in for damaged ones.
     """
 
@@ -166,11 +172,13 @@ class Loader:
     seed: int = 0
     threads: int = 1
     corrupt: str = "error"
+    corrupt_share: float = 0.01
     waits: Waits = field(default_factory=Waits, init=False)
     substituted: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._slots = _slots(self.device)
+        self._seen, self._damaged = 0, np.zeros(len(self.lanes), np.int64)  # rows of every lane
         pool = decoding_threads(self.threads)
         self._streams = streams_of(self.plan, self.views, pool, self.seed, self.corrupt)
 
@@ -196,8 +204,24 @@ class Loader:
             if host is None:
                 return
             self.waits.add(time.perf_counter() - begin, host)
-            self.substituted += host.substituted
+            self._count(host.substituted)
             yield host
+
+    def _count(self, substituted: np.ndarray) -> None:
+        """Refuses to go on where too much is damaged.
+
+        Every lane counts for itself, so that it does not matter how many of them a rank runs.
+        """
+        self.substituted += int(substituted.sum())
+        self._seen += self.plan.batch * sum(map(len, self._streams))
+        self._damaged += substituted
+        worst = int(self._damaged.argmax())
+        if self._damaged[worst] > max(SPARED, self.corrupt_share * self._seen):
+            raise RayclError(
+                f"data.corrupt_share: {self._damaged[worst]} of {self._seen} samples of lane "
+                f"{self.lanes[worst]} are damaged, allowed is a share of {self.corrupt_share:g}; "
+                f"`raycl data verify` lists them all: mend or re-import the data set"
+            )
 
     def _pipelined(self, epoch: int, start: int) -> Iterator[Host]:
         """Keeps the decoding threads busy from one step to the next."""
@@ -234,15 +258,18 @@ class Loader:
     ) -> Callable[[], Host]:
         slot = next(self._slots)
         run_step = epoch * self.plan.steps + step
-        drawing = []
-        for stream in self._streams:
-            lanes = [stripped(columns, stream.prefix) for columns in parts]
-            drawing.append(_draw(stream, lanes, run_step // stream.steps, slot))
+        drawing = [
+            [
+                _start(s, [stripped(lane, s.prefix) for lane in parts], run_step // s.steps, slot)
+                for s in group
+            ]
+            for group in self._streams
+        ]
 
         def finish() -> Host:
             host = Host({}, {}, slot, made=made, starved=starved)
-            for drawn in drawing:
-                drawn(host)
+            for group in drawing:
+                _put(host, group)
             return host
 
         return finish
@@ -282,38 +309,49 @@ def stripped(columns: Columns, prefix: str) -> Columns:
     return {k[len(prefix) :]: values for k, values in columns.items() if k.startswith(prefix)}
 
 
-def _draw(stream: Stream, lanes: list[Columns], epoch: int, slot: Slot) -> Callable[[Host], None]:
-    """Begins to cut one stream's views of every lane; the result puts them into a batch."""
-    prefix, decoder = stream.prefix, stream.decoder
+@dataclass
+class Drawing:
+    """One stream's views of one step while they are being cut, lane by lane."""
+
+    stream: Stream
+    lanes: list[Columns]
+    pixels: dict[str, Tensor]
+    cutting: list[Cutting]
+
+
+def _start(stream: Stream, lanes: list[Columns], epoch: int, slot: Slot) -> Drawing:
     ends = np.cumsum([0, *(len(lane["id"]) for lane in lanes)]).tolist()
     pixels = {
-        name: slot.take(prefix + name, (ends[-1], view.size, view.size, 3))
-        for name, view in decoder.views.items()
+        name: slot.take(stream.prefix + name, (ends[-1], view.size, view.size, 3))
+        for name, view in stream.decoder.views.items()
     }
     arrays = {name: values.numpy() for name, values in pixels.items()}
     cutting = [
-        decoder.start(lane, epoch, {name: values[a:b] for name, values in arrays.items()})
-        for lane, a, b in zip(lanes, ends[:-1], ends[1:], strict=True)
+        stream.decoder.start(lane, epoch, {name: values[a:b] for name, values in arrays.items()})
+        for lane, (a, b) in zip(lanes, pairwise(ends), strict=True)
     ]
+    return Drawing(stream, lanes, pixels, cutting)
 
-    def finish(host: Host) -> None:
-        drawn = [cut() for cut in cutting]
-        for name in ("id", *stream.numbers):
+
+def _put(host: Host, group: Sequence[Drawing]) -> None:
+    """Waits for the views of one source, whose entries are replaced as a whole, and adds them."""
+    by_lane = zip(*(drawing.cutting for drawing in group), strict=True)
+    for drawing, drawn in zip(group, zip(*map(finish_together, by_lane), strict=True), strict=True):
+        prefix = drawing.stream.prefix
+        for name in ("id", *drawing.stream.numbers):
             host.batch[prefix + name] = _joined(
-                [lane[name][d.rows] for lane, d in zip(lanes, drawn, strict=True)]
+                [lane[name][d.rows] for lane, d in zip(drawing.lanes, drawn, strict=True)]
             )
-        for name, values in pixels.items():
+        for name, values in drawing.pixels.items():
             plan = {
                 key: _joined([d.plans[name][key] for d in drawn]) for key in drawn[0].plans[name]
             }
             host.batch[prefix + name] = values
             host.batch |= {f"{prefix}{name}.{key}": plan[key] for key in ("box", "flip")}
             host.plans[prefix + name] = plan
-        host.substituted += sum(d.substituted for d in drawn)
+        host.substituted = host.substituted + [d.substituted for d in drawn]
         host.cut["decode"] += sum(d.decode for d in drawn)
         host.cut["crop"] += sum(d.crop for d in drawn)
-
-    return finish
 
 
 def _joined(parts: Sequence[np.ndarray]) -> Tensor:
@@ -370,7 +408,7 @@ def walk(
                 rows = read_samples(shards, part, (view.field, *numbers))
                 slot = next(slots)
                 host = Host({}, {}, slot)
-                _draw(stream, [rows], epoch, slot)(host)
+                _put(host, [_start(stream, [rows], epoch, slot)])
                 yield host
 
     for host in ahead(hosts(), QUEUE):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raycl.data.decode import decoding_threads
+from raycl.data.decode import decoding_threads, finish_together
 from raycl.data.loader import Stream, streams_of, stripped
 from raycl.data.order import PADDING
 from raycl.data.plan import Columns, Plan, from_table, part, to_table
@@ -42,35 +42,49 @@ class Cutter:
         return to_table(cut(from_table(table), self.plan, self.streams))
 
 
-def cut(columns: Columns, plan: Plan, streams: list[Stream]) -> Columns:
+def cut(columns: Columns, plan: Plan, streams: list[list[Stream]]) -> Columns:
     """A bundle with its views' pixels, (N, size * size * 3) each, in place of its payloads."""
-    rows = len(columns["step"])
     made = {k: v for k, v in columns.items() if not isinstance(v, list)}
-    seconds = {"decode": 0.0, "crop": 0.0}
-    for stream in streams:
-        views = stream.decoder.views
-        pixels = {n: np.zeros((rows, v.size, v.size, 3), np.uint8) for n, v in views.items()}
-        shown = np.arange(rows)
-        for at in range(0, rows, plan.batch):
-            if columns["step"][at] == PADDING:
-                break
-            step = int(columns["epoch"][at]) * plan.steps + int(columns["step"][at])
-            here = slice(at, at + plan.batch)
-            drawn = stream.decoder.start(
-                stripped(part(columns, here.start, here.stop), stream.prefix),
+    seconds = {"seconds.decode": 0.0, "seconds.crop": 0.0}
+    for group in streams:
+        made |= _cut_together(columns, plan, group, seconds)
+    return made | {name: np.full(len(columns["step"]), spent) for name, spent in seconds.items()}
+
+
+def _cut_together(
+    columns: Columns, plan: Plan, group: list[Stream], seconds: dict[str, float]
+) -> Columns:
+    rows = len(columns["step"])
+    shown = np.arange(rows)
+    pixels = {
+        stream.prefix + name: np.zeros((rows, view.size, view.size, 3), np.uint8)
+        for stream in group
+        for name, view in stream.decoder.views.items()
+    }
+    for at in range(0, rows, plan.batch):
+        if columns["step"][at] == PADDING:
+            break
+        step = int(columns["epoch"][at]) * plan.steps + int(columns["step"][at])
+        here = part(columns, at, at + plan.batch)
+        cutting = [
+            stream.decoder.start(
+                stripped(here, stream.prefix),
                 step // stream.steps,
-                {name: values[here] for name, values in pixels.items()},
-            )()
-            shown[here] = at + drawn.rows
-            seconds["decode"] += drawn.decode
-            seconds["crop"] += drawn.crop
-        prefix = stream.prefix
+                {n: pixels[stream.prefix + n][at : at + plan.batch] for n in stream.decoder.views},
+            )
+            for stream in group
+        ]
+        for drawn in finish_together(cutting):
+            shown[at : at + plan.batch] = at + drawn.rows
+            seconds["seconds.decode"] += drawn.decode
+            seconds["seconds.crop"] += drawn.crop
+    made = {name: values.reshape(rows, -1) for name, values in pixels.items()}
+    for stream in group:
         of_sample = {"id", *stream.numbers} | {
             f"{view.field}.{name}"
-            for view in views.values()
+            for view in stream.decoder.views.values()
             for name in ("mode", "height", "width")
         }
-        made |= {prefix + name: columns[prefix + name][shown] for name in of_sample}
-        made |= {prefix + name: values.reshape(rows, -1) for name, values in pixels.items()}
-        made[f"{prefix}substituted"] = (shown != np.arange(rows)).astype(np.uint8)
-    return made | {f"seconds.{name}": np.full(rows, spent) for name, spent in seconds.items()}
+        made |= {stream.prefix + name: columns[stream.prefix + name][shown] for name in of_sample}
+        made[f"{stream.prefix}substituted"] = (shown != np.arange(rows)).astype(np.uint8)
+    return made

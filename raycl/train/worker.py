@@ -51,7 +51,7 @@ def train(
     trainer = recipe.trainer
     method = build(recipe, plan.first.shards)
     views = {name: stream.views for name, stream in recipe.streams.items()}
-    data = (trainer.seed, recipe.data.threads, recipe.data.corrupt)
+    data = (trainer.seed, recipe.data.threads, recipe.data.corrupt, recipe.data.corrupt_share)
     loader: Loader | FFCVLoader
     if recipe.data.engine == "ffcv":
         loader = FFCVLoader(plan, views, place.lanes, place.device, *data)

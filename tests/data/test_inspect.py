@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raycl.beton import FloatField, IntField, RGBImageField, Writer
+from raycl.beton import FloatField, IntField, JSONField, Reader, RGBImageField, Writer
 from raycl.data import inspect
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
@@ -70,6 +70,95 @@ def test_info_with_nameless_labels(tmp_path: Path) -> None:
 def test_info_tells_classes_of_one_name_apart(shards: Shards) -> None:
     shards.classes = ["crane", "crane"]
     assert inspect.info(shards)["labels"] == {"crane": 1, "crane (1)": 4}
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Three shards, of which one is empty; the first has several blocks."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    fields = {"image": RGBImageField("jpg"), "label": IntField(), "note": JSONField()}
+    for name, count in (("0", 2 * inspect.BLOCK + 9), ("1", 0), ("2", 5)):
+        with Writer(folder / f"{name}.beton", fields, page_size=2 << 20) as writer:
+            for i in range(count):
+                writer.write({"image": picture(8, 9, i), "label": i % 2, "note": [i]})
+    (folder / "dataset.json").write_text('{"classes": ["cat", "dog"]}')
+    return folder
+
+
+def overwrite(path: Path, at: int, part: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[at : at + len(part)] = part
+    path.write_bytes(content)
+
+
+def verified(spec: Path, **options: int) -> tuple[int, list[str], list[float]]:
+    lines: list[str] = []
+    shares: list[float] = []
+    samples, problems = inspect.verify(spec, lines.append, shares.append, **options)
+    assert problems == len(lines)
+    return samples, lines, shares
+
+
+def test_verify_passes_whole_data(large: Path) -> None:
+    samples, lines, shares = verified(large)
+    assert (samples, lines) == (2 * inspect.BLOCK + 14, [])
+    assert shares == sorted(shares) and 0.99 < shares[-1] <= 1
+
+
+def test_verify_reports_all_that_is_wrong(large: Path) -> None:
+    count, first = 2 * inspect.BLOCK + 14, large / "0.beton"
+    reader = Reader(first)
+    starts = {
+        name: reader.spans(np.arange(len(reader)), name)[0].tolist() for name in ("image", "note")
+    }
+    metadata, row = 24 + 3 * 1041, 40  # image 13 bytes, label at 16, note at 24
+    overwrite(first, starts["image"][0], b"damage")
+    overwrite(first, starts["note"][0], b"{")
+    overwrite(first, starts["note"][200], b"{")
+    overwrite(first, metadata + 7 * row + 16, (2).to_bytes(8, "little"))
+    overwrite(first, metadata + 8 * row + 16, (-1).to_bytes(8, "little", signed=True))
+    overwrite(first, metadata + 9 * row + 5, b"x")
+    (large / "3.beton").write_bytes((large / "2.beton").read_bytes()[:-1])
+    table = (large / "2.beton").stat().st_size - 24 * 10
+    (large / "4.beton").write_bytes((large / "2.beton").read_bytes())
+    overwrite(large / "4.beton", table + 16, bytes([255] * 8))
+    with Writer(large / "5.beton", {"label": IntField()}, page_size=2 << 20) as writer:
+        writer.write({"label": 5})
+    description = {
+        "classes": ["cat", "dog"],
+        "shards": ["0.beton", "2.beton", "7.beton"],
+        "shard_samples": [count - 5, 6, 9],
+        "shard_bytes": [first.stat().st_size, (large / "2.beton").stat().st_size, 9],
+    }
+    (large / "dataset.json").write_text(json.dumps(description))
+
+    samples, lines, _ = verified(large)
+
+    expected = [
+        "large: 7.beton missing, which dataset.json lists",
+        "0.beton: sample 0, field 'image': not a whole JPEG",
+        "0.beton: sample 0, field 'note': not JSON",
+        "0.beton: sample 9, field 'image': damaged: no payload",
+        "0.beton: sample 7, field 'label': 2 is none of the 2 classes",
+        "0.beton: sample 8, field 'label': -1 is none of the 2 classes",
+        "0.beton: sample 200, field 'note': not JSON",
+        "2.beton: holds 5 samples, and dataset.json says 6",
+        "3.beton: truncated in the allocation table",
+        "4.beton: damaged: record 0 of the allocation table",
+        "5.beton: its fields are not those of the shards before it",
+        "5.beton: sample 0, field 'label': 5 is none of the 2 classes",
+    ]
+    assert len(lines) == len(expected)
+    for line, part in zip(lines, expected, strict=True):
+        assert part in line
+    assert samples == count + 1
+    assert verified(large, threads=1)[:2] == (samples, lines)
+
+
+def test_verify_needs_something_to_look_at(tmp_path: Path) -> None:
+    with pytest.raises(RayclError, match="there is no .beton file"):
+        verified(tmp_path)
 
 
 def test_preview_shows_what_training_would_draw(

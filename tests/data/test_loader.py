@@ -142,6 +142,27 @@ def test_a_damaged_image_is_replaced_by_one_of_its_lane(tmp_path: Path) -> None:
     assert changed == 1
 
 
+def test_both_of_a_pair_are_replaced_where_one_is_damaged(tmp_path: Path) -> None:
+    pairs = np.arange(40).reshape(20, 2)
+    damage(photos(tmp_path), 23)
+    shards = Shards(tmp_path)
+    plan = Plan({"pairs": Source(shards, Order(pairs, lanes=4, batch=5), ("image",))})
+    lanes = range(4)
+    loader = Loader(
+        plan,
+        {"pairs": {"view1": VIEW}},
+        lanes,
+        lambda epoch, start: local_bundles(plan, lanes, epoch, start),
+        CPU,
+        corrupt="substitute",
+    )
+    batches = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
+    assert loader.substituted == 2 * 3  # sample 22 goes with it, in each epoch
+    for batch in batches:
+        assert (batch["1.id"] == batch["0.id"] + 1).all()
+        assert 23 not in batch["1.id"]
+
+
 def test_walk_reads_every_sample_once_in_order(tmp_path: Path) -> None:
     shards = photos(tmp_path)
     ids = np.array([5, 3, 39, 0, 7, 8, 9])
