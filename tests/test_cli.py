@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raycl.beton import JSONField, Writer
 from raycl.cli import main
 
 
@@ -41,6 +42,11 @@ Patch = pytest.MonkeyPatch
         (["data", "info", "/nowhere"], "there is no such"),
         (["data", "import", "npz", "out"], "SRC OUT is needed"),
         (["data", "import", "imagefolder", "/nowhere", "/tmp/never"], "/nowhere"),
+        (["data", "import", "npz", "/nowhere", "out", "--write-mode", "smart"], "smart_threshold"),
+        (["data", "import", "video", "/nowhere", "out", "--label-column", "x"], "label_column"),
+        (["data", "reshard", "out"], "data reshard: SRC OUT is needed, given was out"),
+        (["data", "concat", "/nowhere", "out"], "there is no such"),
+        (["data", "convert", "/nowhere", "out", "--write-mode", "png"], "Invalid value"),
         (["nonsense"], "No such command"),
     ],
 )
@@ -78,6 +84,36 @@ def test_data_commands(monkeypatch: Patch, capsys: Captured, tmp_path: Path) -> 
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert run(monkeypatch, "data", "import", "digits", out) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_data_sets_are_written_again(monkeypatch: Patch, capsys: Captured, digits: Path) -> None:
+    test, out = str(digits / "test"), digits.parent
+    small = ["--write-mode", "jpg", "--max-resolution", "16", "--jpeg-quality", "80"]
+    assert run(monkeypatch, "data", "reshard", test, f"{out}/a", "--shard-samples", "200") == 0
+    assert f"{out}/a: 360 samples in 2 shards" in capsys.readouterr().out
+    assert run(monkeypatch, "data", "concat", f"{out}/a", test, f"{out}/b") == 0
+    assert f"{out}/b: 720 samples in 3 shards" in capsys.readouterr().out
+    assert run(monkeypatch, "data", "convert", f"{out}/b", f"{out}/c", *small) == 0
+    assert f"{out}/c: 720 samples in 1 shards" in capsys.readouterr().out
+    assert run(monkeypatch, "data", "verify", f"{out}/c") == 0
+
+
+def test_verify_lists_what_is_wrong(monkeypatch: Patch, capsys: Captured, tmp_path: Path) -> None:
+    fields = {"note": JSONField()}
+    for name in ("a", "b"):
+        with Writer(tmp_path / f"{name}.beton", fields, page_size=2 << 20) as writer:
+            for number in range(3):
+                writer.write({"note": number})
+    content = bytearray((tmp_path / "a.beton").read_bytes())
+    content[2 << 20] = ord("?")
+    (tmp_path / "a.beton").write_bytes(content)
+    (tmp_path / "b.beton").write_bytes(b"short")
+    assert run(monkeypatch, "data", "verify", str(tmp_path), "--threads", "2") == 1
+    shown = capsys.readouterr()
+    first, second = shown.out.splitlines()
+    assert "a.beton: sample 0, field 'note': not JSON" in first
+    assert "b.beton: truncated or not a .beton file" in second
+    assert "3 samples, 2 problems" in shown.err
 
 
 def test_pretrain_evaluate_report(

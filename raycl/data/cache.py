@@ -58,7 +58,7 @@ class PageCache:
     def has(self, file: str, page: int) -> bool:
         return self._path(file, page).exists()
 
-    def get(self, file: str, page: int, size: int, fetch: Callable[[], bytes]) -> memoryview:
+    def get(self, file: str, page: int, size: int, fetch: Callable[[], memoryview]) -> memoryview:
         """A page of a file, from the disk or else from `fetch`.
 
         Args:
@@ -67,13 +67,13 @@ class PageCache:
         """
         path = self._path(file, page)
         if size + _CHECKSUM > self.limit:
-            return memoryview(fetch())
+            return fetch()
         while (content := self._load(path, size)) is None:
             with self._claimed(path) as partial:
                 if partial is None:
                     continue  # another process has just finished this page, or given it up
                 if (content := self._load(path, size)) is None:
-                    return memoryview(self._store(path, partial, fetch()))
+                    return self._store(path, partial, fetch())
         return content
 
     def _path(self, file: str, page: int) -> Path:
@@ -138,7 +138,7 @@ class PageCache:
                 if mine:
                     partial.unlink(missing_ok=True)
 
-    def _store(self, path: Path, partial: BinaryIO, content: bytes) -> bytes:
+    def _store(self, path: Path, partial: BinaryIO, content: memoryview) -> memoryview:
         """Puts a page into its place; a full disk costs the cached copy, not the run."""
         try:
             partial.truncate(0)
@@ -188,7 +188,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def _checksum(content: bytes | memoryview) -> bytes:
+def _checksum(content: memoryview) -> bytes:
     return zlib.crc32(content).to_bytes(_CHECKSUM, "little")
 
 

@@ -14,9 +14,10 @@ blur and normalisation. Decoding, crops and flips are FFCV's, and with them go t
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ class FFCVLoader:
     seed: int = 0
     threads: int = 1
     corrupt: str = "error"
+    corrupt_share: float = 0.01
     waits: Waits = field(default_factory=Waits, init=False)
     substituted: int = field(default=0, init=False)
 
@@ -160,7 +162,6 @@ def _ffcv_loader(
         from ffcv.loader import Loader
         from ffcv.pipeline import PipelineSpec
         from ffcv.transforms import RandomHorizontalFlip
-        from numba import config
     except ImportError as error:
         raise RayclError(
             f"data.engine=ffcv: FFCV cannot be imported ({error}); install it as raycl's README "
@@ -179,13 +180,13 @@ def _ffcv_loader(
     return Loader(
         path,
         rows,
-        min(threads, config.NUMBA_NUM_THREADS),
+        min(threads, len(os.sched_getaffinity(0))),
         os_cache=True,
         pipelines=dict.fromkeys(fields) | {name: pipeline(view) for name, view in views.items()},
     )
 
 
-def _decoded(loader: Any, ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def _decoded(loader: Any, ids: np.ndarray) -> Generator[dict[str, np.ndarray], None, None]:
     """Views (rows, size, size, 3) uint8 of each row of ids; valid until the next are asked for.
 
     `Loader.__iter__` does the same with an order of its own.

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from raycl.beton.lazy import lazy
 from raycl.data import storage
-from raycl.data.cache import PageCache, page_cache
+from raycl.data.cache import page_cache
 from raycl.errors import RayclError
 
 # A request costs about as long as a few MB of a stream: a gap of this many bytes is read along, and
 # a page is read whole, to be kept, when this share of it is wanted.
 GAP = 512 << 10
 SHARE = 0.25
-THREADS = 16
+THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -44,55 +44,40 @@ class RemoteFile:
         return storage.redacted(self.uri)
 
     def read(self, start: int, size: int) -> memoryview:
-        return memoryview(self._read(start, size))
+        """Parts that were cut off on their way are asked for again."""
+
+        def work() -> memoryview:
+            content = self._blob.read(start, size)
+            if len(content) != size:
+                raise ConnectionError(f"{len(content)} of {size} bytes came from byte {start} on")
+            return memoryview(content)
+
+        return storage.retried(self.uri, work) if size else memoryview(b"")
 
     def gather(self, starts: np.ndarray, sizes: np.ndarray, page_size: int) -> list[memoryview]:
         parts = [memoryview(b"")] * len(starts)
-        jobs: list[tuple[Callable[[], memoryview], int, np.ndarray]] = []
         wanted = np.flatnonzero(sizes > 0)
+        if not len(wanted):
+            return parts
+        key = self._key  # made here, or every thread would open the file
+        cache = page_cache(self.cache) if self.cache else None
+        jobs: list[tuple[Callable[[], memoryview], int, np.ndarray]] = []
         for page, members in grouped(starts[wanted] // page_size):
             members = wanted[members]
             begin = page * page_size
-            end = min(begin + page_size, self.size)
-            if self._whole(page, int(sizes[members].sum()), end - begin):
-                jobs.append((self._page(page, begin, end), begin, members))
-            else:
-                jobs += [
-                    (self._range(a, b), a, members[chosen])
-                    for a, b, chosen in coalesced(starts[members], sizes[members])
-                ]
+            size = min(page_size, self.size - begin)
+            share = sizes[members].sum() / size
+            if cache and (self.greedy or share >= SHARE or cache.has(key, page)):
+                fetch = partial(self.read, begin, size)
+                jobs.append((partial(cache.get, key, page, size, fetch), begin, members))
+                continue
+            for a, b, chosen in coalesced(starts[members], sizes[members]):
+                jobs.append((partial(self.read, a, b - a), a, members[chosen]))
         for (_, begin, members), content in zip(jobs, _run([job[0] for job in jobs]), strict=True):
             for index in members.tolist():
                 at = int(starts[index]) - begin
                 parts[index] = content[at : at + int(sizes[index])]
         return parts
-
-    def _whole(self, page: int, wanted: int, size: int) -> bool:
-        if self._pages is None:
-            return wanted >= 0.9 * size
-        return self.greedy or wanted >= SHARE * size or self._pages.has(self._key, page)
-
-    def _page(self, page: int, begin: int, end: int) -> Callable[[], memoryview]:
-        pages = self._pages
-        if pages is None:
-            return self._range(begin, end)
-        return lambda: pages.get(
-            self._key, page, end - begin, lambda: self._read(begin, end - begin)
-        )
-
-    def _range(self, begin: int, end: int) -> Callable[[], memoryview]:
-        return lambda: memoryview(self._read(begin, end - begin))
-
-    def _read(self, start: int, size: int) -> bytes:
-        """A part of the file, whole; parts that were cut off on their way are asked for again."""
-
-        def work() -> bytes:
-            content = self._blob.read(start, size)
-            if len(content) != size:
-                raise ConnectionError(f"{len(content)} of {size} bytes came from byte {start} on")
-            return content
-
-        return storage.retried(self.uri, work) if size else b""
 
     @lazy
     def _blob(self) -> storage.Blob:
@@ -103,10 +88,6 @@ class RemoteFile:
                 f"was opened; open it again"
             )
         return blob
-
-    @property
-    def _pages(self) -> PageCache | None:
-        return page_cache(self.cache) if self.cache else None
 
     @lazy
     def _key(self) -> str:

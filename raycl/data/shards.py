@@ -123,7 +123,7 @@ class Shards:
         """
         groups = self._grouped(ids)
         found = self._each(lambda g: self.reader(g[0]).payloads(g[2], fields), groups)
-        if len(groups) == 1 and (np.diff(groups[0][1]) == 1).all():
+        if len(groups) == 1:
             return found[0]
         result = {field: [_NOTHING] * len(ids) for field in fields}
         for (_, at, _), parts in zip(groups, found, strict=True):
@@ -134,16 +134,14 @@ class Shards:
 
     def image_info(self, ids: np.ndarray, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mode (0 jpg, 1 raw), height and width of the images of these samples, each (n,)."""
-        parts = self._scattered(ids, lambda reader, rows: reader.image_info(field, rows))
-        return (
-            parts[0] if parts else np.zeros(0, np.uint8),
-            *(parts[1:] if parts else [np.zeros(0, np.uint16)] * 2),
+        mode, height, width = self._scattered(
+            ids, lambda reader, rows: reader.image_info(field, rows)
         )
+        return mode, height, width
 
     def numbers(self, ids: np.ndarray, field: str) -> np.ndarray:
         """Values of a float or int field of these samples, (n,); reads their shards alone."""
-        parts = self._scattered(ids, lambda reader, rows: (reader.numbers(rows, field),))
-        return parts[0] if parts else self.column(field)[:0]
+        return self._scattered(ids, lambda reader, rows: (reader.numbers(rows, field),))[0]
 
     def column(self, field: str) -> np.ndarray:
         """All values of a float or int field, (N,); read once, so not to be written to."""
@@ -256,9 +254,10 @@ class Shards:
         self, ids: np.ndarray, read: Callable[[Reader, np.ndarray], tuple[np.ndarray, ...]]
     ) -> list[np.ndarray]:
         """What `read` gives for the rows of each shard, put together in the order of `ids`."""
-        groups = self._grouped(ids)
+        nothing = np.zeros(0, np.int64)
+        groups = self._grouped(ids) or [(0, nothing, nothing)]
         found = self._each(lambda group: read(self.reader(group[0]), group[2]), groups)
-        result = [np.empty(len(ids), part.dtype) for part in (found[0] if found else ())]
+        result = [np.empty(len(ids), part.dtype) for part in found[0]]
         for (_, at, _), parts in zip(groups, found, strict=True):
             for whole, part in zip(result, parts, strict=True):
                 whole[at] = part

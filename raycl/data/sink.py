@@ -1,76 +1,95 @@
-"""From foreign images to shards: every image is checked, and either all is written or nothing."""
+"""From foreign images and clips to shards; every sample is checked."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from raycl.beton import BetonError, Field, IntField, RGBImageField, Writer, decode_jpeg
-from raycl.data.importers import Item, Mode, Split
-from raycl.data.shards import SIDECAR
+from raycl.beton import BytesField, Field, IntField, RGBImageField, Writer, decode_jpeg
+from raycl.beton.fields import JPG, Payload
+from raycl.data.importers import Item, Items, Mode, Split, video
+from raycl.data.staging import (
+    SHARD_BYTES,
+    Advance,
+    Part,
+    Writing,
+    Written,
+    checked_target,
+    cut,
+    in_threads,
+    per_shard,
+    positive,
+    write_parts,
+)
 from raycl.errors import RayclError
 
-KINDS = ("digits", "imagefolder", "npz", "cifar10")
-SHARD_BYTES = 256 << 20
-PAGE = 8 << 20
-_AHEAD = 64  # images that are decoded in threads at a time
+KINDS = ("digits", "imagefolder", "npz", "cifar10", "webdataset", "parquet", "video")
+Encoded = tuple[Any, Payload | None]  # a cell of the metadata table, and a payload
 _UPRIGHT = 1
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Imported:
-    """One data set that was written."""
-
-    path: Path
-    samples: int
-    shards: int
-    bytes: int
-    classes: list[str] | None
+_STRETCHES, _STRETCH = 8, 4  # samples that tell how large the others are
+_JPEG = RGBImageField("jpg")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How images are stored.
+    """How images are stored, in the words of FFCV's `RGBImageField`.
 
     Attributes:
-        mode: "jpg" or "raw" pixels; None: as the importer finds best. Under "jpg" a JPEG file is
-            stored untouched if it is upright and no larger than `resolution`.
-        resolution: longer sides above this are scaled down to it, in pixels.
-        quality: of the JPEGs that are encoded here.
-        shard_samples: samples of a shard; None: as many as make about 256 MiB.
+        write_mode: "raw" pixels; "jpg"; "smart": JPEG for images of more than `smart_threshold`
+            bytes of pixels; "proportion": JPEG for a share of the images; None: as the importer
+            finds best. Where a JPEG is to be stored and the source is an upright one no larger than
+            `max_resolution`, it is stored untouched.
+        max_resolution: longer sides above this are scaled down to it, in pixels.
+        jpeg_quality: of the JPEGs that are encoded here, 1 to 100.
+        smart_threshold: see `write_mode`.
+        compress_probability: share of JPEGs in mode "proportion".
+        shard_samples: samples of a shard; None: as many as make about `shard_bytes`, by the mean
+            size of some samples.
     """
 
-    mode: Mode | None = None
-    resolution: int | None = None
-    quality: int = 90
+    write_mode: Mode | None = None
+    max_resolution: int | None = None
+    jpeg_quality: int = 90
+    smart_threshold: int | None = None
+    compress_probability: float = 0.5
     shard_samples: int | None = None
+    shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self) -> None:
-        if self.mode not in (None, "jpg", "raw"):
-            raise RayclError(f"mode: {self.mode!r} was given, allowed are 'jpg' and 'raw'")
-        for name in ("resolution", "shard_samples"):
-            _positive(name, getattr(self, name))
-        if not 1 <= self.quality <= 100:
-            raise RayclError(f"quality: {self.quality} was given, allowed is 1 to 100")
+        if self.write_mode not in (None, "raw", "jpg", "smart", "proportion"):
+            raise RayclError(
+                f"write_mode: {self.write_mode!r} was given, allowed are 'raw', 'jpg', 'smart' and "
+                f"'proportion'"
+            )
+        for name in ("max_resolution", "smart_threshold", "shard_samples", "shard_bytes"):
+            positive(name, getattr(self, name))
+        if not 1 <= self.jpeg_quality <= 100:
+            raise RayclError(f"jpeg_quality: {self.jpeg_quality} was given, allowed is 1 to 100")
+        if not 0 <= self.compress_probability <= 1:
+            raise RayclError(
+                f"compress_probability: {self.compress_probability} was given, allowed is 0 to 1"
+            )
+        if (self.write_mode == "smart") != (self.smart_threshold is not None):
+            raise RayclError(
+                "write_mode smart and smart_threshold belong together: images of more bytes of "
+                "pixels than that are stored as JPEG"
+            )
 
-    def full(self, samples: int, size: int) -> bool:
-        """Whether a shard of so many samples and bytes is complete."""
-        return samples == self.shard_samples if self.shard_samples else size >= SHARD_BYTES
+    def field(self, default: Mode) -> RGBImageField:
+        """The field of the images."""
+        return RGBImageField(
+            self.write_mode or default,
+            quality=self.jpeg_quality,
+            smart_threshold=self.smart_threshold,
+            compress_probability=self.compress_probability,
+        )
 
 
 def import_dataset(
@@ -80,47 +99,62 @@ def import_dataset(
     *,
     limit: int | None = None,
     storage: Storage | None = None,
-    progress: Progress | None = None,
-) -> list[Imported]:
+    image_column: str | None = None,
+    label_column: str | None = None,
+    **writing: Unpack[Writing],
+) -> list[Written]:
     """Writes a foreign data set as shards, with a `dataset.json` beside them.
 
-    Everything is written into a directory beside `out` that is renamed to `out` at the end; on any
-    failure, Ctrl-C included, it is removed. A data set with splits becomes OUT/train, OUT/test and
-    so on, one without becomes OUT itself.
+    A data set with splits becomes OUT/train, OUT/test and so on, one without becomes OUT itself.
+    Shards are written beside `out`, which appears when all are finished; after a failure, a kill
+    or Ctrl-C the same call goes on with the shards that are missing (see `raycl.data.staging`).
 
     Args:
         kind: one of `KINDS`.
-        source: the file or directory to read; None for "digits", which comes with scikit-learn.
+        source: the file or directory to read; None for "digits", which comes with scikit-learn. For
+            "webdataset" and "parquet" also a glob.
         out: directory to make; it must not exist, or be empty.
         limit: keep only the first samples of the split "train", or of a data set without splits.
         storage: how images are stored.
-        progress: called with the samples done and their total.
+        image_column, label_column: of "parquet", where they cannot be guessed; for "webdataset" the
+            endings of members, or the key of the label in `.json`.
+        writing: workers, the shards that are written at a time, by Ray if there are several;
+            address, of a Ray cluster that writes them; progress, called with the samples done and
+            their total.
 
     Raises:
-        RayclError: naming the file or option that is wrong; nothing is left behind.
+        RayclError: naming the file or option that is wrong.
     """
     storage = storage or Storage()
-    target = _checked_target(Path(out).resolve())
-    splits = _limited(_splits(kind, source), limit)
-    total, done = sum(split.total for split in splits), 0
+    target = checked_target(out)
+    splits = _limited(_splits(kind, source, image_column, label_column), limit)
+    if any(split.field != "image" for split in splits):
+        _refuse_image_options(kind, storage)
     origin = kind if source is None else f"{kind}: {source}"
+    parts = [_part(split, origin, storage) for split in splits]
+    order = {
+        "import": kind,
+        "source": None if source is None else str(Path(source).absolute()),
+        "limit": limit,
+        "image_column": image_column,
+        "label_column": label_column,
+        **asdict(storage),
+        "contents": {split.name: split.stamp for split in splits},
+    }
+    return write_parts(target, order, parts, **writing)
 
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
 
-    with _staged(target) as staging:
-        written = [_write(s, staging / s.name, origin, storage, advance) for s in splits]
-    return [replace(w, path=target / s.name) for s, w in zip(splits, written, strict=True)]
-
-
-def _splits(kind: str, source: str | Path | None) -> list[Split]:
-    from raycl.data.importers import cifar10, digits, imagefolder, npz
+def _splits(
+    kind: str, source: str | Path | None, image: str | None, label: str | None
+) -> list[Split]:
+    from raycl.data.importers import cifar10, digits, imagefolder, npz, parquet, webdataset
 
     if kind not in KINDS:
         raise RayclError(f"import: unknown kind {kind!r}; known are {', '.join(KINDS)}")
+    if (image or label) and kind not in ("parquet", "webdataset"):
+        raise RayclError(
+            f"import {kind}: image_column and label_column are of parquet and webdataset"
+        )
     if kind == "digits":
         if source is not None:
             raise RayclError("import digits: the images come with scikit-learn; give no SRC")
@@ -128,14 +162,21 @@ def _splits(kind: str, source: str | Path | None) -> list[Split]:
     if source is None:
         raise RayclError(f"import {kind}: SRC is missing; give the file or directory to import")
     path = Path(source)
-    if not path.exists():
-        raise RayclError(f"{path}: there is no such file or directory to import")
     try:
+        match kind:
+            case "webdataset":
+                return webdataset.splits(source, image, label)
+            case "parquet":
+                return parquet.splits(source, image, label)
+        if not path.exists():
+            raise RayclError(f"{path}: there is no such file or directory to import")
         match kind:
             case "imagefolder":
                 return imagefolder.splits(path)
             case "npz":
                 return npz.splits(path)
+            case "video":
+                return video.splits(path)
             case _:
                 return cifar10.splits(path)
     except OSError as error:
@@ -143,165 +184,153 @@ def _splits(kind: str, source: str | Path | None) -> list[Split]:
 
 
 def _limited(splits: list[Split], limit: int | None) -> list[Split]:
-    _positive("limit", limit)
+    positive("limit", limit)
     if limit is None:
         return splits
     if not any(split.name in ("", "train") for split in splits):
         names = ", ".join(split.name for split in splits)
         raise RayclError(f"limit: applies to the split 'train', but there are only {names}")
-    return [
-        replace(s, items=islice(s.items, limit), total=min(s.total, limit))
-        if s.name in ("", "train")
-        else s
-        for s in splits
-    ]
+    return [replace(s, items=s.items[:limit]) if s.name in ("", "train") else s for s in splits]
 
 
-def _positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise RayclError(f"{name}: {value} was given, allowed is 1 or more")
+def _refuse_image_options(kind: str, storage: Storage) -> None:
+    asked = {name: getattr(storage, name) for name in ("write_mode", "max_resolution")}
+    given = [name for name, value in asked.items() if value is not None]
+    if given:
+        raise RayclError(f"import {kind}: {given[0]} is for images; clips are stored as they are")
 
 
-def _checked_target(target: Path) -> Path:
-    if target.exists():
-        if not target.is_dir():
-            raise RayclError(f"{target}: exists and is a file; choose another directory")
-        if any(target.iterdir()):
-            raise RayclError(
-                f"{target}: exists and is not empty; choose another directory, or remove it first"
-            )
-        if target.is_mount():
-            raise RayclError(f"{target}: is a mount point; choose a directory inside it")
-    return target
+def _part(split: Split, origin: str, storage: Storage) -> Part:
+    field: Field = storage.field(split.mode) if split.field == "image" else BytesField()
+    whole = _Shard(split.items, split.field, field, split.labelled, split.page, storage)
+    total = len(split.items)
+    sizes = [] if storage.shard_samples else _sizes(whole)
+    each = per_shard(storage.shard_samples, storage.shard_bytes, sizes)
+    tasks = [replace(whole, items=split.items[part]) for part in cut(total, each)]
+    return Part(split.name, tasks, split.classes, origin)
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A directory that becomes `target` at the end, or vanishes on any failure."""
-    made = [path for path in target.parents if not path.exists()]
-    staging = target.with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        staging.rename(target)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        for path in made:
-            try:
-                path.rmdir()
-            except OSError:
-                break
-        cause = error.__cause__ if isinstance(error, BetonError) else error
-        if isinstance(cause, OSError):
-            raise RayclError(_explained(cause, target)) from error
-        raise
+def _sizes(shard: _Shard) -> list[int]:
+    """Bytes that some samples take, from stretches all over the data set."""
+    starts = np.linspace(0, shard.samples, _STRETCHES, endpoint=False).astype(int)
+    stretches = (shard.items[start : start + _STRETCH] for start in np.unique(starts).tolist())
+    found = [shard.encode(item)[shard.name][1] for part in stretches for item in _read(part)]
+    return [size(payload) for payload in found if payload is not None]
 
 
-def _explained(error: OSError, target: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{target}: the disk is full ({error.strerror}); nothing was left behind. Make room, "
-            f"or choose a directory on another disk, a smaller resolution, or a limit"
-        )
-    return f"{target}: cannot be written: {error.strerror or error}; nothing was left behind"
+@dataclass(frozen=True)
+class _Shard:
+    """The task to write a stretch of a split.
 
-
-def _write(
-    split: Split, folder: Path, origin: str, storage: Storage, advance: Callable[[], None]
-) -> Imported:
-    mode = storage.mode or split.mode
-    fields: dict[str, Field] = {"image": RGBImageField(mode)}
-    if split.labelled:
-        fields["label"] = IntField()
-    folder.mkdir(exist_ok=True)
-    prepared = _prepared(split, RGBImageField(mode, quality=storage.quality), storage.resolution)
-    shards: list[Path] = []
-    left = split.total
-    while left:
-        shards.append(folder / f"{len(shards):05d}.beton")
-        samples = size = 0
-        with Writer(shards[-1], fields, page_size=PAGE) as writer:
-            while samples < left and not storage.full(samples, size):
-                label, image = next(prepared)
-                writer.write({"image": image} | ({"label": label} if split.labelled else {}))
-                samples += 1
-                size += _size(image)
-                advance()
-        left -= samples
-    description = {
-        "classes": split.classes,
-        "source": origin,
-        "samples": split.total,
-        "shards": [path.name for path in shards],
-    }
-    text = json.dumps(description, indent=1)
-    (folder / SIDECAR).write_text(text + "\n", encoding="utf-8")
-    written = sum(path.stat().st_size for path in shards)
-    return Imported(folder, split.total, len(shards), written, split.classes)
-
-
-def _prepared(
-    split: Split, field: RGBImageField, resolution: int | None
-) -> Iterator[tuple[int | None, bytes | np.ndarray]]:
-    """Labels and images as they will be stored, in order, decoded and encoded in threads."""
-    items = iter(split.items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while chunk := list(islice(items, _AHEAD)):
-            yield from pool.map(lambda item: (item.label, _stored(item, field, resolution)), chunk)
-
-
-def _stored(item: Item, field: RGBImageField, resolution: int | None) -> bytes | np.ndarray:
-    """An image as it will be stored: pixels, or a JPEG file.
-
-    Raises:
-        RayclError: naming the image, if it is damaged, of an unknown kind, or too large.
+    Attributes:
+        name: of the field that takes the contents.
     """
+
+    items: Items
+    name: str
+    field: Field
+    labelled: bool
+    page: int
+    storage: Storage
+
+    @property
+    def samples(self) -> int:
+        return len(self.items)
+
+    def write(self, path: Path, threads: int, advance: Advance) -> None:
+        fields = {self.name: self.field} | ({"label": IntField()} if self.labelled else {})
+        with Writer(path, fields, page_size=self.page) as writer:
+            for sample in in_threads(self.encode, _read(self.items), threads):
+                writer.write_encoded(sample)
+                advance()
+
+    def encode(self, item: Item) -> dict[str, Encoded]:
+        """A sample as it will be stored.
+
+        Raises:
+            RayclError: naming the item, if it is damaged, of an unknown kind, or too large.
+        """
+        try:
+            encoded = self._content(item)
+        except UnidentifiedImageError as error:
+            raise RayclError(f"{item.origin}: not an image, or of an unknown format") from error
+        # Pillow's parsers raise whatever a damaged header makes them stumble over.
+        except Exception as error:
+            what = "image" if self.name == "image" else "clip"
+            raise RayclError(
+                f"{item.origin}: not a readable {what}: {error}; mend or remove it and import again"
+            ) from error
+        taken = 0 if encoded[1] is None else size(encoded[1])
+        if taken > self.page:
+            raise RayclError(
+                f"{item.origin}: takes {taken / 2**20:.1f} MiB and a page of the container holds "
+                f"{self.page >> 20}; give a max_resolution to scale large images down, or "
+                f"write_mode jpg"
+            )
+        sample = {self.name: encoded}
+        return sample | {"label": IntField().encode(item.label)} if self.labelled else sample
+
+    def _content(self, item: Item) -> Encoded:
+        content = item.content
+        if isinstance(content, Path):
+            content = content.read_bytes()
+        elif isinstance(content, np.ndarray) and content.ndim == 1:
+            content = content.tobytes()
+        if isinstance(self.field, RGBImageField):
+            if isinstance(content, np.ndarray):
+                return encode_image(content, None, self.field, self.storage.max_resolution)
+            return _encode_file(content, self.field, self.storage.max_resolution)
+        assert isinstance(content, bytes)
+        video.check(content)
+        return self.field.encode(content)
+
+
+def _read(items: Items) -> Iterator[Item]:
+    """The items; trouble with their file is told apart from trouble with the shard."""
     try:
-        source = item.image.read_bytes() if isinstance(item.image, Path) else item.image
-        stored = _encoded(source, field, resolution)
-    except UnidentifiedImageError as error:
-        raise RayclError(f"{item.origin}: not an image, or of an unknown format") from error
-    # Pillow's parsers raise whatever a damaged header makes them stumble over.
-    except Exception as error:
-        raise RayclError(
-            f"{item.origin}: not a readable image: {error}; mend or remove it and import again"
-        ) from error
-    if _size(stored) > PAGE:
-        raise RayclError(
-            f"{item.origin}: takes {_size(stored) / 2**20:.1f} MiB and a page of the container "
-            f"holds {PAGE >> 20}; give a resolution to scale large images down, or mode jpg"
-        )
-    return stored
+        yield from items
+    except OSError as error:
+        raise RayclError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
 
-def _encoded(
-    source: bytes | np.ndarray, field: RGBImageField, resolution: int | None
-) -> bytes | np.ndarray:
-    if isinstance(source, bytes):
-        pixels, untouched = _decoded(source)
-        if untouched and field.mode == "jpg" and max(pixels.shape[:2]) <= (resolution or np.inf):
-            return source
-    else:
-        pixels = source
+def encode_image(
+    pixels: np.ndarray, jpeg: Payload | None, field: RGBImageField, max_resolution: int | None
+) -> Encoded:
+    """An image as it will be stored.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        jpeg: the file these pixels come from, if it may be stored in their place.
+        max_resolution: longer sides are scaled down to this, in pixels.
+    """
     longest = max(pixels.shape[:2])
-    if resolution and longest > resolution:
-        height, width = (max(1, round(n * resolution / longest)) for n in pixels.shape[:2])
+    if max_resolution and longest > max_resolution:
+        height, width = (max(1, round(n * max_resolution / longest)) for n in pixels.shape[:2])
         image = Image.fromarray(np.ascontiguousarray(pixels))
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    _, payload = field.encode(pixels)
-    return payload if isinstance(payload, np.ndarray) else bytes(payload)
+        jpeg = None
+    if jpeg is not None and field.mode == "jpg":
+        return _JPEG.encode(jpeg)
+    encoded = field.encode(pixels)
+    return _JPEG.encode(jpeg) if jpeg is not None and encoded[0][0] == JPG else encoded
 
 
-def _decoded(source: bytes) -> tuple[np.ndarray, bool]:
-    """Pixels (H, W, 3) uint8 of a whole image file, and whether it is a JPEG fit to be kept."""
+def _encode_file(source: bytes, field: RGBImageField, max_resolution: int | None) -> Encoded:
+    """The image of a whole file as it will be stored; one that is damaged raises something."""
     with Image.open(BytesIO(source)) as image:
         upright = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) == _UPRIGHT
         if upright and image.format == "JPEG" and image.mode in ("RGB", "L"):
-            return decode_jpeg(source), True
+            if field.mode == "jpg" and max(image.size) <= (max_resolution or math.inf):
+                # At an eighth of its size: all of the file is read, and few pixels are made of it.
+                decode_jpeg(source, (1, 1))
+                return _JPEG.encode(source)
+            return encode_image(decode_jpeg(source), source, field, max_resolution)
         if image.mode.startswith(("I", "F")):  # converting would clip 16 bits, not scale them
             raise ValueError(f"its pixels are {image.mode!r}, not 8 bits per channel")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), False
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return encode_image(pixels, None, field, max_resolution)
 
 
-def _size(image: bytes | np.ndarray) -> int:
-    return image.nbytes if isinstance(image, np.ndarray) else len(image)
+def size(payload: Payload) -> int:
+    """Bytes of a payload."""
+    return len(payload) if isinstance(payload, bytes | bytearray) else payload.nbytes

@@ -7,17 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from raycl.beton import Reader
-from raycl.data import sink
+from raycl.data.importers import imagefolder
 from raycl.data.shards import Shards
 from raycl.data.sink import Storage, import_dataset
 from raycl.errors import RayclError
@@ -71,9 +71,9 @@ def test_pixels_and_labels_arrive_over_several_shards(tmp_path: Path) -> None:
     remains(tmp_path, "out", "x.npz")
 
 
-def test_shards_are_cut_by_size_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink, "SHARD_BYTES", 2 * 9 * 8 * 3 + 1)
-    import_dataset("npz", archive(tmp_path / "x.npz"), tmp_path / "out")
+def test_shards_are_cut_by_size_too(tmp_path: Path) -> None:
+    storage = Storage(shard_bytes=2 * 9 * 8 * 3 + 1)
+    import_dataset("npz", archive(tmp_path / "x.npz"), tmp_path / "out", storage=storage)
     assert [len(Reader(p)) for p in Shards(tmp_path / "out").paths] == [3, 3, 1]
 
 
@@ -108,8 +108,8 @@ def test_jpeg_files_are_stored_untouched(tmp_path: Path) -> None:
 def test_other_formats_are_encoded_or_kept_as_pixels(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 4, "png")
     originals = sorted(np.asarray(Image.open(p)).tobytes() for p in source.rglob("*.png"))
-    import_dataset("imagefolder", source, tmp_path / "jpg", storage=Storage(quality=95))
-    import_dataset("imagefolder", source, tmp_path / "raw", storage=Storage(mode="raw"))
+    import_dataset("imagefolder", source, tmp_path / "jpg", storage=Storage(jpeg_quality=95))
+    import_dataset("imagefolder", source, tmp_path / "raw", storage=Storage(write_mode="raw"))
     jpg, raw = Shards(tmp_path / "jpg"), Shards(tmp_path / "raw")
     assert jpg.reader(0).image_info("image")[0].tolist() == [0] * 4
     assert sorted(raw.read(i)["image"].tobytes() for i in range(4)) == originals
@@ -123,10 +123,31 @@ def test_quality_matters_only_for_what_is_encoded_here(tmp_path: Path) -> None:
     for quality in (30, 95):
         out = tmp_path / str(quality)
         import_dataset(
-            "imagefolder", folder(tmp_path / "in", 2, "png"), out, storage=Storage(quality=quality)
+            "imagefolder",
+            folder(tmp_path / "in", 2, "png"),
+            out,
+            storage=Storage(jpeg_quality=quality),
         )
         sizes.append(len(Shards(out).reader(0).encoded(0, "image")))
     assert sizes[0] < sizes[1]
+
+
+def test_modes_choose_for_every_image(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 40)
+    large = source / "cat" / "large.jpg"
+    Image.fromarray(picture(60, 80)).save(large)
+    smart = Storage(write_mode="smart", smart_threshold=5000)
+    half = Storage(write_mode="proportion", compress_probability=0.5)
+    import_dataset("imagefolder", source, tmp_path / "smart", storage=smart)
+    import_dataset("imagefolder", source, tmp_path / "half", storage=half)
+    for name, expected in (("smart", range(1, 2)), ("half", range(10, 31))):
+        shards = Shards(tmp_path / name)
+        modes = shards.reader(0).image_info("image")[0]
+        assert (modes == 0).sum() in expected
+        files = {path.read_bytes() for path in source.rglob("*.jpg")}
+        for i in np.flatnonzero(modes == 0).tolist():
+            assert bytes(shards.reader(0).encoded(i, "image")) in files
+        assert not list(shards.verify())
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
@@ -136,7 +157,7 @@ def test_large_images_are_scaled_down_and_small_ones_kept(tmp_path: Path, mode: 
     large, small = picture(90, 120), picture(20, 30)
     for name, pixels in (("large", large), ("small", small)):
         Image.fromarray(pixels).save(source / f"{name}.jpg", quality=95)
-    storage = Storage(mode=mode, resolution=60)  # type: ignore[arg-type]
+    storage = Storage(write_mode=mode, max_resolution=60)  # type: ignore[arg-type]
     import_dataset("imagefolder", source, tmp_path / "out", storage=storage)
     shards = Shards(tmp_path / "out")
     images = {shards.read(i)["image"].shape[:2]: shards.read(i)["image"] for i in range(2)}
@@ -185,7 +206,7 @@ def test_images_beyond_a_page_are_refused_with_a_way_out(tmp_path: Path) -> None
     source.mkdir()
     Image.fromarray(picture(1700, 1700)).save(source / "big.jpg")
     with pytest.raises(RayclError, match=r"big\.jpg: takes 8\.3 MiB .*resolution"):
-        import_dataset("imagefolder", source, tmp_path / "out", storage=Storage(mode="raw"))
+        import_dataset("imagefolder", source, tmp_path / "out", storage=Storage(write_mode="raw"))
     remains(tmp_path, "in")
 
 
@@ -248,6 +269,18 @@ def test_a_corrupt_image_is_named_and_nothing_stays(
     remains(tmp_path, "in")
 
 
+def test_damage_anywhere_in_a_jpeg_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    path = source / "1.jpg"
+    Image.fromarray(picture(200, 300)).save(path, quality=95)
+    content = path.read_bytes()
+    for end in range(len(content) - 3, 700, -len(content) // 9):
+        path.write_bytes(content[:end])
+        with pytest.raises(RayclError, match=r"1\.jpg: not a"):
+            import_dataset("imagefolder", source, tmp_path / "out")
+
+
 def test_a_corrupt_image_of_an_archive_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", data=np.zeros(9, np.uint8), offsets=[0, 9], names=["cat/7.jpg"])
     with pytest.raises(RayclError, match=r"x\.npz\[0\] \(cat/7\.jpg\): not an image"):
@@ -281,10 +314,14 @@ def test_wrong_orders_are_refused(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mode": "png"}, "mode: 'png'"),
-        ({"quality": 0}, "quality: 0"),
-        ({"resolution": 0}, "resolution: 0"),
+        ({"write_mode": "png"}, "write_mode: 'png'"),
+        ({"jpeg_quality": 0}, "jpeg_quality: 0"),
+        ({"max_resolution": 0}, "max_resolution: 0"),
         ({"shard_samples": -1}, "shard_samples: -1"),
+        ({"shard_bytes": 0}, "shard_bytes: 0"),
+        ({"write_mode": "smart"}, "smart and smart_threshold belong together"),
+        ({"smart_threshold": 9}, "smart and smart_threshold belong together"),
+        ({"compress_probability": 1.5}, "compress_probability: 1.5"),
     ],
 )
 def test_wrong_storage_is_refused(options: dict[str, object], says: str) -> None:
@@ -307,41 +344,155 @@ def test_an_existing_directory_is_kept(tmp_path: Path) -> None:
     remains(tmp_path, "out", "x.npz")
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+def test_a_uri_is_no_directory_to_write_into(tmp_path: Path) -> None:
+    with pytest.raises(RayclError, match=r"s3://bucket/x: .* write into one and copy it"):
+        import_dataset("npz", archive(tmp_path / "x.npz"), "s3://bucket/x")
+
+
+def test_an_interrupt_before_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         import_dataset(
-            "npz",
-            archive(tmp_path / "x.npz"),
-            tmp_path / "out",
-            storage=Storage(shard_samples=2),
-            progress=interrupt,
+            "npz", archive(tmp_path / "x.npz"), tmp_path / "new" / "out", progress=interrupt
         )
     remains(tmp_path, "x.npz")
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    source = folder(tmp_path / "in", 40)
-    code = (
-        "import signal, sys, time\n"
-        # A shell that runs the tests in the background lets its children ignore Ctrl-C.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from raycl.data.sink import import_dataset\n"
-        "slow = lambda done, total: (print(done, flush=True), time.sleep(0.2))\n"
-        "import_dataset('imagefolder', sys.argv[1], sys.argv[2], progress=slow)\n"
-    )
-    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"1\n"
-        assert any(path.name.startswith("out.partial-") for path in tmp_path.iterdir())
-        time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        process.wait(20)
+SLOW_IMPORT = """
+import signal, sys, time
+# A shell that runs the tests in the background lets its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from raycl.data.sink import Storage, import_dataset
+slow = lambda done, total: (print(done, flush=True), time.sleep(0.05))
+storage = Storage(shard_samples=6)
+import_dataset('imagefolder', sys.argv[1], sys.argv[2], storage=storage, progress=slow)
+"""
+
+
+def stopped(source: Path, out: Path, by: signal.Signals, done: int) -> str:
+    """Starts an import and stops it in the middle of a shard; what it said last."""
+    command = [sys.executable, "-c", SLOW_IMPORT, str(source), str(out)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while int(process.stdout.readline()) < done:
+            pass
+        process.send_signal(by)
+        said = process.stderr.read()
     assert process.returncode != 0
-    remains(tmp_path, "in")
+    return said.strip().splitlines()[-1] if said else ""
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=lambda by: by.name)
+def test_a_stopped_import_goes_on_where_it_was(tmp_path: Path, by: signal.Signals) -> None:
+    source = folder(tmp_path / "in", 40)
+    said = stopped(source, tmp_path / "out", by, 15)
+    place = tmp_path / "out.partial"
+    assert "2 of 7 shards are finished and kept in" in said or by is signal.SIGKILL
+    before = {path.name: path.stat().st_mtime_ns for path in place.glob("*.beton")}
+    assert sorted(before) == ["00000.beton", "00001.beton"]
+    assert not (place / "dataset.json").exists() and not (tmp_path / "out").exists()
+    seen: list[int] = []
+    storage = Storage(shard_samples=6)
+    for name in ("out", "whole"):
+        import_dataset(
+            "imagefolder",
+            source,
+            tmp_path / name,
+            storage=storage,
+            progress=lambda done, total: seen.append(done),
+        )
+    assert seen == [*range(13, 41), *range(1, 41)]
+    files = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert {name: files[name].stat().st_mtime_ns for name in before} == before
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {name: path.read_bytes() for name, path in files.items()} == whole
+    remains(tmp_path, "in", "out", "whole")
+
+
+def test_a_damaged_shard_is_written_again(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 40)
+    stopped(source, tmp_path / "out", signal.SIGKILL, 15)
+    first = tmp_path / "out.partial" / "00000.beton"
+    os.truncate(first, 1000)
+    import_dataset("imagefolder", source, tmp_path / "out", storage=Storage(shard_samples=6))
+    assert len(Shards(tmp_path / "out")) == 40
+
+
+def half_done(tmp_path: Path) -> Path:
+    """An image folder whose import was stopped by a damaged image, with a shard finished."""
+    source = folder(tmp_path / "in", 12)
+    (split,) = imagefolder.splits(source)
+    bad = Path(list(split.items)[8].origin)
+    (tmp_path / "spare").write_bytes(bad.read_bytes())
+    bad.write_bytes(b"damaged")
+    with pytest.raises(RayclError, match=f"{bad}: not an image.*; 1 of 3 shards are finished"):
+        import_dataset("imagefolder", source, tmp_path / "out", storage=Storage(shard_samples=5))
+    return bad
+
+
+def test_after_a_damaged_image_is_mended_the_import_goes_on(tmp_path: Path) -> None:
+    bad = half_done(tmp_path)
+    (tmp_path / "spare").rename(bad)
+    import_dataset(
+        "imagefolder", tmp_path / "in", tmp_path / "out", storage=Storage(shard_samples=5)
+    )
+    assert len(Shards(tmp_path / "out")) == 12
+    remains(tmp_path, "in", "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"storage": Storage(shard_samples=5, max_resolution=9)}, "max_resolution: was None, is"),
+        ({"storage": Storage(shard_samples=5), "limit": 11}, "limit: was None, is now 11"),
+        ({"storage": Storage(shard_samples=4)}, "shard_samples: was 5, is now 4"),
+        ({"storage": Storage(shard_samples=5), "source": "spares"}, "source: was"),
+        ({"storage": Storage(shard_samples=5), "remove": True}, "contents: was"),
+    ],
+)
+def test_another_order_does_not_go_on_with_a_stopped_one(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    bad = half_done(tmp_path)
+    folder(tmp_path / "spares", 12)
+    if change.pop("remove", False):
+        bad.unlink()
+    source = tmp_path / change.pop("source", "in")
+    with pytest.raises(RayclError, match=rf"out\.partial: holds .* another order .*{says}"):
+        import_dataset("imagefolder", source, tmp_path / "out", **change)
+    assert (tmp_path / "out.partial" / "00000.beton").exists()
+
+
+def test_two_programs_do_not_write_one_data_set(tmp_path: Path) -> None:
+    source = archive(tmp_path / "x.npz")
+
+    def again(done: int, total: int) -> None:
+        with pytest.raises(RayclError, match="another program is writing this data set right now"):
+            import_dataset("npz", source, tmp_path / "out")
+
+    import_dataset("npz", source, tmp_path / "out", progress=again)
+    assert len(Shards(tmp_path / "out")) == 7
+
+
+def test_what_a_lost_task_left_is_swept_away(tmp_path: Path) -> None:
+    def lose(done: int, total: int) -> None:
+        (tmp_path / "out.partial" / "00000.beton.0123.partial").touch()
+
+    import_dataset("npz", archive(tmp_path / "x.npz"), tmp_path / "out", progress=lose)
+    remains(tmp_path / "out", "00000.beton", "00000.beton.index", "dataset.json")
+
+
+def test_a_directory_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "precious.txt").write_text("keep me")
+    with pytest.raises(RayclError, match=r"out\.partial: is in the way"):
+        import_dataset("npz", archive(tmp_path / "x.npz"), tmp_path / "out")
+    assert (tmp_path / "out.partial" / "precious.txt").read_text() == "keep me"
 
 
 @pytest.fixture

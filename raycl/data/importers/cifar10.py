@@ -8,13 +8,13 @@ data_batch_1.bin ... , test_batch.bin           the official "binary version"
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raycl.data.importers import Item, Split, npz
+from raycl.data.importers import Item, Split, npz, stamp
 from raycl.errors import RayclError
 
 CLASSES = [
@@ -57,12 +57,12 @@ def _split(
 ) -> Split:
     batches = [_checked(path, *read(path)) for path in paths]
 
-    def items() -> Iterator[Item]:
-        for path, (images, labels) in zip(paths, batches, strict=True):
-            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield Item(image, int(label), f"{path}[{i}]")
-
-    return Split(name, items(), sum(len(b[1]) for b in batches), True, CLASSES, "raw")
+    items = [
+        Item(image, int(label), f"{path}[{i}]")
+        for path, (images, labels) in zip(paths, batches, strict=True)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    return Split(name, items, True, CLASSES, "raw", stamp=stamp(paths))
 
 
 def _checked(path: Path, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,8 +31,8 @@ def splits() -> list[Split]:
 
 
 def _split(name: str, ids: np.ndarray, digits: Any) -> Split:
-    items = (Item(_enlarge(digits.images[i]), int(digits.target[i]), f"digit {i}") for i in ids)
-    return Split(name, items, len(ids), True, [str(d) for d in range(10)], "raw")
+    items = [Item(_enlarge(digits.images[i]), int(digits.target[i]), f"digit {i}") for i in ids]
+    return Split(name, items, True, [str(d) for d in range(10)], "raw")
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:

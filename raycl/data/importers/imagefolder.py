@@ -11,26 +11,43 @@ is shuffled once, always alike, so that a prefix of a data set holds all classes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from raycl.data.importers import Item, Split
+from raycl.data.importers import SPLITS, Files, Split
 from raycl.errors import RayclError
 
-SPLITS = ("train", "val", "valid", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def splits(source: Path) -> list[Split]:
-    """Lists the files of every split.
+    """Lists the images of every split.
 
     Raises:
         RayclError: if there are no images, or folders whose meaning is unclear.
     """
+    parts, classes = files_by_split(source, SUFFIXES, "images")
+    return [
+        Split(name, part, bool(part.labels), classes if part.labels else None, stamp=part.stamp())
+        for name, part in parts.items()
+    ]
+
+
+def files_by_split(
+    source: Path, suffixes: tuple[str, ...], what: str
+) -> tuple[dict[str, Files], list[str]]:
+    """The files of every split in the order in which they are stored, and the names of all classes.
+
+    Args:
+        suffixes: of the files, in small letters.
+        what: the files are called in messages.
+
+    Raises:
+        RayclError: if there are none, or folders whose meaning is unclear.
+    """
     if not source.is_dir():
-        raise RayclError(f"{source}: an image folder is needed, this is a file")
+        raise RayclError(f"{source}: a folder of {what} is needed, this is a file")
     folders = _folders(source)
     named = [folder for folder in folders if folder.name in SPLITS]
     if named and len(named) < len(folders) and any(_folders(folder) for folder in named):
@@ -40,57 +57,58 @@ def splits(source: Path) -> list[Split]:
             f"({named[0]}), or leave only {', '.join(SPLITS)} in there"
         )
     parts = {f.name: f for f in named} if named and len(named) == len(folders) else {"": source}
-    files = {name: _files(folder) for name, folder in parts.items()}
-    classes = sorted({label for part in files.values() for _, label in part if label is not None})
-    return [_split(name, part, classes) for name, part in files.items()]
-
-
-def _split(name: str, files: list[tuple[Path, str | None]], classes: list[str]) -> Split:
-    order = np.random.default_rng(0).permutation(len(files))
+    found = {name: _files(folder, suffixes, what) for name, folder in parts.items()}
+    classes = sorted({label for part in found.values() for _, label in part if label is not None})
     index = {label: i for i, label in enumerate(classes)}
-    labelled = files[0][1] is not None
-
-    def items() -> Iterator[Item]:
-        for i in order:
-            path, label = files[i]
-            yield Item(path, None if label is None else index[label], str(path))
-
-    return Split(name, items(), len(files), labelled, classes if labelled else None, "jpg")
+    shuffled = {}
+    for name, part in found.items():
+        order = np.random.default_rng(0).permutation(len(part))
+        paths, labels = zip(*(part[i] for i in order), strict=True)
+        shuffled[name] = Files(paths, [index[label] for label in labels if label is not None])
+    return shuffled, classes
 
 
-def _files(folder: Path) -> list[tuple[Path, str | None]]:
-    """Image files with the names of their class folders, sorted by path."""
-    loose = sorted(path for path in folder.iterdir() if path.is_file() and _is_image(path))
+def _files(folder: Path, suffixes: tuple[str, ...], what: str) -> list[tuple[str, str | None]]:
+    """Files with the names of their class folders, sorted by path."""
+    loose = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if _is_wanted(entry.name, suffixes) and entry.is_file()
+    )
     classes = _folders(folder)
     if loose and classes:
         raise RayclError(
-            f"{folder}: holds both images ({loose[0].name}) and folders ({classes[0].name}); put "
-            f"every image into a class folder, or all of them side by side for a set without labels"
+            f"{folder}: holds both {what} ({loose[0]}) and folders ({classes[0].name}); put all "
+            f"{what} into class folders, or all of them side by side for a set without labels"
         )
     if not loose and not classes:
         raise RayclError(
-            f"{folder}: there are no images here; expected are files ending in "
-            f"{', '.join(SUFFIXES)}, or one folder of them per class"
+            f"{folder}: there are no {what} here; expected are files ending in "
+            f"{', '.join(suffixes)}, or one folder of them per class"
         )
-    found: list[tuple[Path, str | None]] = [(path, None) for path in loose]
+    found: list[tuple[str, str | None]] = [(str(folder / name), None) for name in loose]
     for folder_of_class in classes:
-        inside = _walk(folder_of_class)
+        inside = _walk(folder_of_class, suffixes)
         if not inside:
             raise RayclError(
-                f"{folder_of_class}: this class folder holds no images; remove it, or complete it"
+                f"{folder_of_class}: this class folder holds no {what}; remove it, or complete it"
             )
         found += [(path, folder_of_class.name) for path in inside]
     return found
 
 
-def _walk(folder: Path) -> list[Path]:
-    found = [Path(top, n) for top, _, names in os.walk(folder, followlinks=True) for n in names]
-    return sorted(path for path in found if _is_image(path))
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    return sorted(
+        os.path.join(top, name)
+        for top, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if _is_wanted(name, suffixes)
+    )
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _is_wanted(name: str, suffixes: tuple[str, ...]) -> bool:
+    return name.lower().endswith(suffixes) and not name.startswith(".")

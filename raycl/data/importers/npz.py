@@ -9,15 +9,15 @@ Two layouts are read, both without pickled objects:
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from raycl.data.importers import Item, Mode, Split
+from raycl.data.importers import Item, Mode, Split, stamp
 from raycl.errors import RayclError
 
-Image = Callable[[int], bytes | np.ndarray]
+Image = Callable[[int], np.ndarray]
 
 EXPECTED = "'data' and 'offsets' (encoded images end to end), or 'images' (N, H, W[, 3]) uint8"
 
@@ -52,12 +52,12 @@ def split(name: str, path: Path) -> Split:
     labels = _labels(path, arrays["labels"], total, classes) if "labels" in arrays else None
     names = arrays.get("names")
 
-    def items() -> Iterator[Item]:
-        for i in range(total):
-            named = f" ({_text(names[i])})" if names is not None and i < len(names) else ""
-            yield Item(image(i), None if labels is None else int(labels[i]), f"{path}[{i}]{named}")
-
-    return Split(name, items(), total, labels is not None, classes, mode)
+    items = []
+    for i in range(total):
+        named = f" ({_text(names[i])})" if names is not None and i < len(names) else ""
+        label = None if labels is None else int(labels[i])
+        items.append(Item(image(i), label, f"{path}[{i}]{named}"))
+    return Split(name, items, labels is not None, classes, mode, stamp=stamp([path]))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -82,7 +82,7 @@ def _encoded(path: Path, data: np.ndarray, offsets: np.ndarray) -> tuple[int, Im
             f"{path}: 'offsets' must ascend within the {len(data)} bytes of 'data', they run from "
             f"{ends[0]} to {ends[-1]}"
         )
-    return len(ends) - 1, lambda i: data[ends[i] : ends[i + 1]].tobytes(), "jpg"
+    return len(ends) - 1, lambda i: data[ends[i] : ends[i + 1]], "jpg"
 
 
 def _plain(path: Path, images: np.ndarray) -> tuple[int, Image, Mode]:

@@ -59,7 +59,7 @@ def write_binary(folder: Path) -> None:
 
 
 def check(items: list[Item], images: np.ndarray, labels: np.ndarray) -> None:
-    assert np.array_equal(np.stack([np.asarray(item.image) for item in items]), images)
+    assert np.array_equal(np.stack([np.asarray(item.content) for item in items]), images)
     assert [item.label for item in items] == labels.tolist()
 
 
@@ -76,7 +76,12 @@ def test_official_batches(tmp_path: Path, write: Callable[[Path], None], folder:
     write(tmp_path / folder)
     train, test = cifar10.splits(tmp_path)
     images, labels = made()
-    assert (train.name, train.total, test.name, test.total) == ("train", 5 * EACH, "test", EACH)
+    assert (train.name, len(train.items), test.name, len(test.items)) == (
+        "train",
+        5 * EACH,
+        "test",
+        EACH,
+    )
     assert train.classes == cifar10.CLASSES and len(cifar10.CLASSES) == 10
     check(list(train.items), images[:5].reshape(-1, 32, 32, 3), labels[:5].ravel())
     check(list(test.items), images[5], labels[5])
@@ -84,7 +89,12 @@ def test_official_batches(tmp_path: Path, write: Callable[[Path], None], folder:
 
 def test_real_archives(shared_data: Callable[[str], Path]) -> None:
     train, test = cifar10.splits(shared_data("cifar10"))
-    assert (train.name, train.total, test.name, test.total) == ("train", 50_000, "test", 10_000)
+    assert (train.name, len(train.items), test.name, len(test.items)) == (
+        "train",
+        50_000,
+        "test",
+        10_000,
+    )
     assert train.classes == cifar10.CLASSES
 
 

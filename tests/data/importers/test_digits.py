@@ -14,7 +14,7 @@ from raycl.data.importers import digits
 def test_splits_are_stratified_disjoint_and_fixed() -> None:
     train, test = digits.splits()
     items = {split.name: list(split.items) for split in (train, test)}
-    assert [(s.name, s.total, len(items[s.name])) for s in (train, test)] == [
+    assert [(s.name, len(s.items), len(items[s.name])) for s in (train, test)] == [
         ("train", 1437, 1437),
         ("test", 360, 360),
     ]
@@ -30,7 +30,7 @@ def test_images_are_the_digits_enlarged() -> None:
     source = load_digits()
     for item in list(digits.splits()[1].items)[:20]:
         index = int(item.origin.removeprefix("digit "))
-        image = np.asarray(item.image)
+        image = np.asarray(item.content)
         assert image.shape == (32, 32, 3) and image.dtype == np.uint8
         assert item.label == source.target[index]
         assert (image == image[:, :, :1]).all()

@@ -27,9 +27,9 @@ def test_class_folders_become_labels(tmp_path: Path) -> None:
     (tmp_path / "cat" / "._a.jpg").write_text("left by another system")
     (tmp_path / ".cache").mkdir()
     (split,) = imagefolder.splits(tmp_path)
-    found = {str(item.image.relative_to(tmp_path)): item.label for item in split.items}  # type: ignore[union-attr]
+    found = {str(item.content.relative_to(tmp_path)): item.label for item in split.items}  # type: ignore[union-attr]
     assert found == {"cat/a.jpg": 0, "cat/d.webp": 0, "dog/b.png": 1, "dog/deep/er/c.PNG": 1}
-    assert (split.name, split.total, split.labelled) == ("", 4, True)
+    assert (split.name, len(split.items), split.labelled) == ("", 4, True)
     assert split.classes == ["cat", "dog"]
 
 
@@ -90,5 +90,5 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     make(tmp_path, "1.png")
-    with pytest.raises(RayclError, match=r"1\.png: an image folder is needed"):
+    with pytest.raises(RayclError, match=r"1\.png: a folder of images is needed"):
         imagefolder.splits(tmp_path / "1.png")
