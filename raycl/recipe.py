@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from raycl.data import storage
 from raycl.errors import RayclError
 from raycl.mistakes import explain, explain_one, kind, nearest
 
@@ -82,6 +83,20 @@ class Data(Section):
         None, description="labels of the nodes of these actors, as {tier: cpu}"
     )
     cache_gb: float = Field(20, ge=0, description="a node's disk cache of remote pages, in GB")
+
+    @field_validator("train", "test", mode="after")
+    @classmethod
+    def _without_credentials(cls, value: Any) -> Any:
+        parts = value.values() if isinstance(value, dict) else [value]
+        paths = [getattr(part, "path", part) for part in parts]
+        for path in paths:
+            for uri in path if isinstance(path, list) else [path]:
+                if uri and storage.is_uri(uri):
+                    try:
+                        storage.checked(uri)
+                    except RayclError as error:
+                        raise ValueError(str(error)) from None
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:

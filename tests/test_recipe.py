@@ -131,3 +131,24 @@ def test_packaged_recipes_begin_with_a_comment_that_says_what_they_are() -> None
     for path in recipes.packaged().values():
         assert path.read_text().startswith("# ")
         assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@pytest.mark.parametrize(
+    "field", ["data.train=s3://me:pass@bucket/x", "data.test=https://host/x.beton?sig=pass"]
+)
+def test_a_uri_with_credentials_is_refused_and_not_repeated(field: str) -> None:
+    with pytest.raises(RecipeError, match=r"data\.(train|test): .*credentials") as caught:
+        load("simclr/digits", [field])
+    assert "pass" not in str(caught.value)
+
+
+def test_ways_to_draw_samples_exclude_each_other() -> None:
+    with pytest.raises(RecipeError, match="balance and order each decide how samples are drawn"):
+        load("simclr/digits", ["data.balance=label", "data.order=pages"])
+    with pytest.raises(RecipeError, match="limit cannot choose among parts of a mixture"):
+        load("simclr/digits", ["data.train.a.path=x", "data.train.b.path=y", "data.limit=3"])
+
+
+def test_a_mixture_by_dotted_fields() -> None:
+    recipe = load("simclr/digits", ["data.train.a.path=x", "data.train.a.share=2"])
+    assert recipe.resolved()["data"]["train"] == {"a": {"path": "x", "share": 2.0}}

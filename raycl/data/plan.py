@@ -12,7 +12,9 @@ not copied. It becomes an Arrow table, with one copy, only where it has to trave
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,6 +30,7 @@ from raycl.errors import RayclError
 
 BUNDLE_BYTES = 16 << 20
 BUNDLE_STEPS = 16
+BUNDLES_AHEAD = 2
 
 Columns: TypeAlias = dict[str, Any]  # (N,) or (N, k) arrays, and lists of N buffers
 
@@ -213,7 +216,13 @@ def travelling(shards: Shards, needed: Sequence[str]) -> tuple[str, ...]:
 
 
 def local_bundles(plan: Plan, lanes: Sequence[int], epoch: int, start: int) -> Iterator[Columns]:
-    """Bundles of the given lanes read in this process: what one worker without Ray uses."""
-    for bundle in plan.bundles(epoch, start):
-        if bundle.lane in lanes:
-            yield plan.read(bundle)
+    """Bundles of the given lanes read in this process, ahead of their use: without Ray."""
+    waiting: deque[Future[Columns]] = deque()
+    with ThreadPoolExecutor(1, "raycl-read") as reader:
+        for bundle in plan.bundles(epoch, start):
+            if bundle.lane in lanes:
+                waiting.append(reader.submit(plan.read, bundle))
+            if len(waiting) > BUNDLES_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -84,8 +84,8 @@ class Shards:
         return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "_columns")}
 
     @property
-    def paths(self) -> list[Any]:
-        return [f.path if storage.is_uri(f.path) else Path(f.path) for f in self.files]
+    def paths(self) -> list[str]:
+        return [file.path for file in self.files]
 
     @property
     def place(self) -> str:

@@ -154,7 +154,7 @@ def held_out(recipe: Recipe, train: ShardCorpus) -> ShardCorpus:
     for name, found in (("train", train.shards), ("test", shards)):
         if "label" not in found.fields:
             raise RayclError(
-                f"data.{name}: {found.paths[0].parent} has no field 'label', which kNN and linear "
+                f"data.{name}: {found.place} has no field 'label', which kNN and linear "
                 f"probes need; import the images from a folder per class, or train without online "
                 f"kNN (evaluation.every_epochs=0) and evaluate on another data set"
             )

@@ -44,7 +44,7 @@ def test_info_counts_everything(shards: Shards) -> None:
     assert json.loads(json.dumps(found)) == found
     assert found["samples"] == 5
     assert [(s["name"], s["samples"]) for s in found["shards"]] == [("0.beton", 4), ("1.beton", 1)]
-    assert found["bytes"] == sum(path.stat().st_size for path in shards.paths)
+    assert found["bytes"] == sum(Path(path).stat().st_size for path in shards.paths)
     assert found["fields"] == {"image": "RGBImage", "label": "Int"}
     assert found["images"] == {
         "image": {"jpg": 4, "raw": 1, "height": [20, 24, 40], "width": [16, 30, 48]}
@@ -224,8 +224,9 @@ def test_preview_refuses_what_it_cannot_show(shards: Shards, tmp_path: Path) -> 
 
 def test_preview_names_a_damaged_sample(shards: Shards, tmp_path: Path) -> None:
     start = bytes(shards.reader(0).encoded(2, "image"))
-    content = shards.paths[0].read_bytes()
-    shards.paths[0].write_bytes(content.replace(start[:200], bytes(200)))
+    first = Path(shards.paths[0])
+    content = first.read_bytes()
+    first.write_bytes(content.replace(start[:200], bytes(200)))
     with pytest.raises(RayclError, match=r"0\.beton: sample 2, field 'image'"):
         inspect.preview(Shards(tmp_path / "set"), {"v": ImageView(size=16)}, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -102,7 +102,7 @@ def test_bundles_in_another_order_are_an_error(tmp_path: Path) -> None:
 def damage(shards: Shards, sample: int) -> Path:
     """Overwrites the middle of an image where it lies; returns its shard."""
     shard, row = (int(part) for part in shards.locate(np.array(sample)))
-    path = shards.paths[shard]
+    path = Path(shards.paths[shard])
     payload = bytes(shards.reader(shard).encoded(row, "image"))
     content = path.read_bytes()
     at = content.index(payload)

@@ -73,7 +73,9 @@ def test_one_index_over_all_files(folder: Path, spec: Callable[[Path], Any]) -> 
     shards = Shards(spec(folder))
 
     assert len(shards) == 9
-    assert [path.name for path in shards.paths] == [f"{number:05d}.beton" for number in range(4)]
+    assert [Path(path).name for path in shards.paths] == [
+        f"{number:05d}.beton" for number in range(4)
+    ]
     assert list(shards.fields) == ["label", "note"]
     np.testing.assert_array_equal(shards.column("label"), np.arange(9))
     assert [shards.read(index)["note"] for index in range(9)] == [[n] for n in range(9)]
@@ -353,7 +355,7 @@ def test_a_remote_data_set(folder: Path, bucket: Bucket, indexed: bool, reads: i
     local, shards = Shards(folder), Shards(uri)
 
     assert (len(shards), shards.place, shards.bytes) == (9, uri, local.bytes)
-    assert shards.paths == [f"{uri}/{path.name}" for path in local.paths]
+    assert shards.paths == [f"{uri}/{Path(path).name}" for path in local.paths]
     assert (shards.classes, shards.fields) == (local.classes, local.fields)
     np.testing.assert_array_equal(shards.column("label"), np.arange(9))
     for shard in range(4):
@@ -409,9 +411,8 @@ def test_a_remote_data_set_is_fetched_once_and_kept(tmp_path: Path, bucket: Buck
     # Without a cache, and for a few samples, just these are read.
     bucket.proxy.requests.clear()
     Shards(uri, cache_gb=0).payloads(np.array([1, 9]), ["blob"])
-    assert [span for path, span in bucket.proxy.gets() if not path.endswith(".index")] == [
-        f"bytes={start}-{start + 499_999}" for start in (2_597_152, 6_791_456)
-    ]
+    spans = {span for path, span in bucket.proxy.gets() if not path.endswith(".index")}
+    assert spans == {f"bytes={start}-{start + 499_999}" for start in (2_597_152, 6_791_456)}
 
 
 def test_two_processes_share_the_cache(tmp_path: Path, bucket: Bucket) -> None:
