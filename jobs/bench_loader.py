@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -589,10 +590,10 @@ def stream(loader: Loader, epochs: int) -> dict[str, float]:
 
 def stream_alone(files: Files, threads: int) -> dict[str, float]:
     torch.set_num_threads(1)
-    return stream(raycl_loader(files.many, threads), 3)
+    return stream(raycl_loader(files.many, threads), 2)
 
 
-def stream_through_ray(files: Files, threads: int, epochs: int = 3, store: int = 0) -> Any:
+def stream_through_ray(files: Files, threads: int, epochs: int = 2, store: int = 0) -> Any:
     """The same in a worker of Ray Train, fed as by `raycl.train.trainer`."""
     import ray
     import ray.train.torch
@@ -631,7 +632,8 @@ def stream_through_ray(files: Files, threads: int, epochs: int = 3, store: int =
     if store:
         from ray._private.internal_api import memory_summary
 
-        text = memory_summary(stats_only=True)
+        address = ray.get_runtime_context().gcs_address
+        text = memory_summary(address, stats_only=True)
         found["spilled"] = float("Spilled" in text)
     return found
 
@@ -644,6 +646,7 @@ def start_ray(cpus: int | None, store: int = 0) -> None:
     import ray
     import ray.data
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import it
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -686,7 +689,7 @@ def memory(files: Files, settings: argparse.Namespace) -> Iterator[Row]:
     note = " ".join(f"{value:.0f}" for value in used)
     yield Row("memory", "growth over ten epochs", growth, "MB", bar=30.0, most=True, note=note)
     total = sum(path.stat().st_size for path in files.many.glob("*.beton"))
-    seen = alone(stream_through_ray, files, 1, 1, STORE)
+    seen = alone(stream_through_ray, files, 1, 2, STORE)
     note = f"an epoch of {total / 1e6:.0f} MB through a store of {STORE / 1e6:.0f} MB"
     yield Row("memory", "spilled", seen["spilled"], "", bar=0.0, most=True, note=note)
 

@@ -66,7 +66,7 @@ class Data(Section):
     )
     window: int = Field(64, ge=1, description="pages that a lane mixes; only with order=pages")
     engine: Literal["raycl", "ffcv"] = Field(
-        "raycl", description="ffcv: FFCV's own Loader in every worker, for comparison"
+        "raycl", description="ffcv: FFCV's own Loader, whose crops no seed reaches"
     )
     threads: int = Field(1, ge=1, description="decoding threads of one worker")
     corrupt: Literal["error", "substitute"] = Field(
@@ -107,6 +107,8 @@ class Data(Section):
             raise ValueError(
                 f"{' and '.join(ways)} each decide how samples are drawn: give one of them"
             )
+        if self.engine == "ffcv" and self.decode_on == "cluster":
+            raise ValueError("engine=ffcv decodes in the workers: leave decode_on=worker")
         subset = [name for name in ("limit", "indices", "pairs") if getattr(self, name)]
         if isinstance(self.train, dict) and subset:
             raise ValueError(f"{subset[0]} cannot choose among parts of a mixture: leave it out")

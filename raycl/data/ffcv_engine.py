@@ -58,7 +58,7 @@ class FFCVLoader:
     substituted: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        _check(self.plan, self.views, self.corrupt)
+        check(self.plan, self.views, self.corrupt)
         self._views = next(iter(self.views.values()))
         compute = torch.get_num_threads()  # FFCV sets torch's threads too
         self._loader = _ffcv_loader(
@@ -126,8 +126,15 @@ def _own(values: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.empty(shared.shape, dtype=shared.dtype, pin_memory=True).copy_(shared)
 
 
-def _check(plan: Plan, views: Mapping[str, Mapping[str, ImageView]], corrupt: str) -> None:
-    """Refuses what FFCV cannot serve."""
+def check(plan: Plan, views: Mapping[str, Mapping[str, ImageView]], corrupt: str) -> None:
+    """Refuses what FFCV cannot serve, and that it is not installed."""
+    try:
+        import ffcv.loader  # noqa: F401
+    except ImportError as error:
+        raise RayclError(
+            f"data.engine=ffcv: FFCV cannot be imported ({error}); install it as raycl's README "
+            f"says, or use data.engine=raycl"
+        ) from error
     reason = ""
     shards = plan.first.shards
     fields = {view.field for stream in views.values() for view in stream.values()}
@@ -154,26 +161,17 @@ def _ffcv_loader(
     path: str, views: Mapping[str, ImageView], fields: Sequence[str], rows: int, threads: int
 ) -> Any:
     """FFCV's loader with one pipeline per view and all else switched off."""
-    try:
-        from ffcv.fields.rgb_image import (
-            CenterCropRGBImageDecoder,
-            RandomResizedCropRGBImageDecoder,
-        )
-        from ffcv.loader import Loader
-        from ffcv.pipeline import PipelineSpec
-        from ffcv.transforms import RandomHorizontalFlip
-    except ImportError as error:
-        raise RayclError(
-            f"data.engine=ffcv: FFCV cannot be imported ({error}); install it as raycl's README "
-            f"says, or use data.engine=raycl"
-        ) from error
+    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.pipeline import PipelineSpec
+    from ffcv.transforms import RandomHorizontalFlip
 
     def pipeline(view: ImageView) -> Any:
         size = (view.size, view.size)
         if view.crop:
             decoder = RandomResizedCropRGBImageDecoder(size, view.crop.scale, view.crop.ratio)
         else:
-            decoder = CenterCropRGBImageDecoder(size, 0.875 if view.size > 64 else 1.0)
+            decoder = CenterCropRGBImageDecoder(size, view.central)
         flips = [RandomHorizontalFlip(view.flip)] if view.flip else []
         return PipelineSpec(view.field, decoder, flips)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from raycl.data import ffcv_engine
 from raycl.data.plan import Columns, Plan, from_table, local_bundles
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
@@ -50,6 +51,9 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     """
     recipe, run = absolute(recipe), run.absolute()
     plan = plan_of(recipe, run)
+    if recipe.data.engine == "ffcv":
+        views = {name: stream.views for name, stream in recipe.streams.items()}
+        ffcv_engine.check(plan, views, recipe.data.corrupt)
     build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
     online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
     alone = recipe.trainer.workers == 1 and not _cluster(recipe)

@@ -127,6 +127,11 @@ class ImageView(_Part):
             raise ValueError("mean and std go together: give both or neither")
         return self
 
+    @property
+    def central(self) -> float:
+        """Side of the central square, as a fraction of the image's shorter side."""
+        return 0.875 if self.size > 64 else 1.0
+
     def evaluation(self, size: int | None = None) -> ImageView:
         """The deterministic view of the same normalisation, for measuring an encoder."""
         kept = self.model_dump(include={"field", "interpolation", "mean", "std"})
@@ -159,7 +164,7 @@ class ImageView(_Part):
         plan = {
             "box": _random_boxes(self.crop, draw[:, AREA:FLIP], heights, widths)
             if self.crop
-            else _central_boxes(0.875 if self.size > 64 else 1.0, heights, widths),
+            else _central_boxes(self.central, heights, widths),
             "flip": draw[:, FLIP] < self.flip,
         }
         if self.color:
