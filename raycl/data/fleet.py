@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ import ray.data
 from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
+from raycl.data.connect import connected
 from raycl.data.staging import Job
 from raycl.errors import RayclError
 
@@ -52,7 +52,8 @@ def run_on_ray(
     Raises:
         RayclError: what a job raised; the others are stopped.
     """
-    with _connected(address, workers), _watched(jobs, advance):
+    with connected(address, num_cpus=workers), _watched(jobs, advance):
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a job's error is told once
         rows = [{"job": pickle.dumps(job)} for job in jobs]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         data.context.enable_progress_bars = False
@@ -76,27 +77,6 @@ def _reason(error: BaseException) -> RayclError | None:
             return seen
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None
-
-
-@contextmanager
-def _connected(address: str | None, workers: int) -> Iterator[None]:
-    """The Ray connection at hand, the cluster asked for, or a local Ray with a CPU per worker."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    if ray.is_initialized():
-        yield
-        return
-    cluster = address or os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers}
-    ray.init(
-        address=cluster or "local",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **({} if cluster else local),
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
 Batch = dict[str, Tensor]
+Views = Mapping[str, Mapping[str, ImageView]]  # of each stream, by name
 
 SPARED = 8  # damaged samples of a lane that are too few to speak of a share
 
@@ -127,7 +128,7 @@ class Stream:
 
 def streams_of(
     plan: Plan,
-    views: Mapping[str, Mapping[str, ImageView]],
+    views: Views,
     pool: ThreadPoolExecutor,
     seed: int,
     corrupt: str,
@@ -144,6 +145,14 @@ def streams_of(
             groups[-1].append(Stream(prefix, numbers, source.order.steps, decoder))
             first += len(views[name])
     return groups
+
+
+def row_bytes(plan: Plan, views: Views) -> int:
+    """Bytes of the crops of one row."""
+    return sum(
+        source.order.width * sum(view.size**2 * 3 for view in views[name].values())
+        for name, source in plan.sources.items()
+    )
 
 
 def numbers_of(shards: Shards, fields: Iterable[str]) -> tuple[str, ...]:
@@ -165,7 +174,7 @@ class Loader:
     """
 
     plan: Plan
-    views: Mapping[str, Mapping[str, ImageView]]
+    views: Views
     lanes: Sequence[int]
     bundles: Callable[[int, int], Iterable[Columns]]
     device: torch.device

@@ -6,27 +6,14 @@ the worker's own decoding, bit for bit; what travels is larger, so bundles hold 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pyarrow as pa
 import ray
 
 from raycl.data.decode import decoding_threads, finish_together
-from raycl.data.loader import Stream, streams_of, stripped
+from raycl.data.loader import Stream, Views, streams_of, stripped
 from raycl.data.order import PADDING
 from raycl.data.plan import Columns, Plan, from_table, part, to_table
-from raycl.views.image import ImageView
-
-Views = Mapping[str, Mapping[str, ImageView]]
-
-
-def row_bytes(plan: Plan, views: Views) -> int:
-    """Bytes of the crops of one row."""
-    return sum(
-        source.order.width * sum(view.size**2 * 3 for view in views[name].values())
-        for name, source in plan.sources.items()
-    )
 
 
 class Cutter:

@@ -18,8 +18,9 @@ import ray.train
 from ray.data import Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 
+from raycl.data.loader import Views
 from raycl.data.plan import Bundle, Plan, to_table
-from raycl.data.pool import Cutter, Views
+from raycl.data.pool import Cutter
 
 Cursor = tuple[int, int]  # epoch, step within it
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import tempfile
@@ -99,9 +98,13 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     import ray.train
     import ray.train.torch
 
+    from raycl.data.connect import connected
     from raycl.data.source import PlannedData, dataset
 
-    with _ray(recipe):
+    path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    # A user's own method lies where the user stands; workers of this machine find it there.
+    here = {"env_vars": {"PYTHONPATH": path}}
+    with connected(recipe.trainer.address, runtime_env=here):
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
         workers = recipe.trainer.workers
@@ -220,32 +223,6 @@ def _worker(config: dict[str, Any]) -> None:
     except RayclError as error:
         ray.get(board.fail.remote(str(error)))
         raise
-
-
-@contextmanager
-def _ray(recipe: Recipe) -> Iterator[None]:
-    """A Ray connection: the one at hand, the cluster asked for, or a local Ray of our own."""
-    import ray
-
-    for name in ("ray.train", "ray.data", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
-    cluster = _cluster(recipe)
-    # A user's own method lies where the user stands; workers of this machine find it there.
-    here: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
-    ray.init(
-        address=cluster or "local",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **({} if cluster else here | {"include_dashboard": False}),
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import ray
 import torch
 
 from raycl.data.decode import decoding_threads
-from raycl.data.loader import Batch, Loader, streams_of
+from raycl.data.loader import Batch, Loader, row_bytes, streams_of
 from raycl.data.order import Order
 from raycl.data.plan import Columns, Plan, Source, from_table, local_bundles, to_table
-from raycl.data.pool import cut, row_bytes
+from raycl.data.pool import cut
 from raycl.data.shards import Shards
 from raycl.data.source import ClusterDecoding, PlannedData
 from raycl.errors import RayclError

@@ -97,6 +97,23 @@ class Clusters(Toy):
         yield Output(nn.functional.cross_entropy(logits, self.labels[batch["id"]]))
 
 
+class Rare(Toy):
+    """Balances pseudo-labels that another tenth of the samples has in every epoch."""
+
+    def __init__(self, config: Any = None, data: DataInfo | None = None) -> None:
+        super().__init__(config, data)
+        self.register_buffer("labels", torch.zeros(1000, dtype=torch.long))
+
+    def before_epoch(self, corpus: Corpus, step: Step) -> None:
+        ids, _ = corpus.embed(self.encoder)
+        self.labels[ids] = (ids % 10 == step.epoch).long()
+        corpus.balance(self.labels[ids], step)
+
+    def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
+        loss = self.encoder(batch["view1"]).square().mean()
+        yield Output(loss, {"rare": self.labels[batch["id"]].float().mean()})
+
+
 class Everything:
     """A corpus of random images."""
 
