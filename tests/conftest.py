@@ -67,13 +67,14 @@ def cluster() -> Iterator[Cluster]:
     """
     import ray
 
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         head = subprocess.Popen(
             [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
              "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
              "--num-gpus=0", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
-             "--object-store-memory=800000000", "--disable-usage-stats"],
+             f"--dashboard-agent-listen-port={agent}", "--object-store-memory=800000000",
+             "--disable-usage-stats"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
