@@ -18,6 +18,7 @@ from raycl.data.remote import THREADS, RemoteFile
 from raycl.errors import RayclError
 
 SIDECAR = "dataset.json"
+UNFINISHED = ".partial"  # of the directory in which a data set is being written
 SHARD = ".beton"
 
 Description = dict[str, Any]
@@ -107,6 +108,12 @@ def _find(part: str | Path) -> Found:
 def _local(path: Path) -> Found:
     """Absolute: workers have other working directories."""
     if path.is_dir():
+        for folder in (path, path.parent):
+            if folder.suffix == UNFINISHED:
+                raise RayclError(
+                    f"{folder}: a data set that is not finished; run the command that writes it "
+                    f"again, and it goes on"
+                )
         with os.scandir(path) as entries:
             sizes = {e.name: e.stat().st_size for e in entries if e.name.endswith(SHARD)}
         files = [File(str(path / name), sizes[name]) for name in sorted(sizes)]

@@ -27,7 +27,7 @@ from typing import Any, Protocol, TextIO, TypedDict, TypeVar
 
 from raycl.beton import BetonError, Reader
 from raycl.data import index
-from raycl.data.find import SIDECAR
+from raycl.data.find import SIDECAR, UNFINISHED
 from raycl.data.storage import is_uri, shown
 from raycl.errors import RayclError
 
@@ -249,7 +249,7 @@ def positive(name: str, value: int | None) -> None:
 @contextmanager
 def _staged(target: Path, order: dict[str, Any]) -> Iterator[Path]:
     """The place beside `target` that becomes it at the end; kept or removed on a failure."""
-    staging = target.with_name(f"{target.name}.partial")
+    staging = target.with_name(f"{target.name}{UNFINISHED}")
     made = [path for path in target.parents if not path.exists()]
     if staging.is_dir() and not (staging / ORDER).exists() and any(staging.iterdir()):
         raise RayclError(

@@ -75,3 +75,10 @@ def test_a_web_directory_needs_a_description(bucket: Bucket) -> None:
             RayclError, match=r"nowhere/dataset\.json: .* web server has no listing"
         ):
             find(f"{bucket.proxy.url}/{name}")
+
+
+def test_what_is_still_being_written_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "x.partial" / "train").mkdir(parents=True)
+    for place in ("x.partial", "x.partial/train"):
+        with pytest.raises(RayclError, match=r"x\.partial: a data set that is not finished"):
+            find(tmp_path / place)
