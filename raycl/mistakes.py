@@ -11,14 +11,31 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, model: type[BaseModel], at: tuple[str, ...]) -> list[str]:
-    return list(dict.fromkeys(explain_one(detail, model, at) for detail in error.errors()))
+    details = error.errors()
+    places = [_place(detail) for detail in details]
+    # Of a field that may be of several types, the type that was meant is the one that got furthest.
+    kept = [
+        detail
+        for detail, place in zip(details, places, strict=True)
+        if not detail["type"].endswith("_type")
+        or not any(len(p) > len(place) and p[: len(place)] == place for p in places)
+    ]
+    return list(dict.fromkeys(explain_one(detail, model, at) for detail in kept))
+
+
+def _place(detail: Any) -> tuple[Any, ...]:
+    """Where a mistake is, without the names of types that pydantic mixes in."""
+    location = detail["loc"]
+    if detail["type"] == "string_type" and location[-1:] == ("str",):
+        location = location[:-1]
+    return tuple(part for part in location if not (isinstance(part, str) and "[" in part))
 
 
 def explain_one(
     detail: Any, model: type[BaseModel], at: tuple[str, ...], extra: Iterable[str] = ()
 ) -> str:
     """One line: dotted field, what was given, what is allowed, the nearest known field."""
-    location = [part for part in detail["loc"] if not (isinstance(part, str) and "[" in part)]
+    location = _place(detail)
     dotted = ".".join([*at, *map(str, location)]) or "recipe"
     if detail["type"] == "extra_forbidden":
         fields = [*_fields(model, location[:-1]), *extra]
@@ -41,12 +58,17 @@ def _fields(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:
             continue
-        choices = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
+        nested = [c for c in _types(field.annotation) if issubclass(c, BaseModel)]
         if not nested:
             return []
         model = nested[0]
     return list(model.model_fields)
+
+
+def _types(annotation: Any) -> list[type]:
+    """The classes that an annotation is made of."""
+    inner = [cls for part in get_args(annotation) for cls in _types(part)]
+    return inner or ([annotation] if inspect.isclass(annotation) else [])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -152,3 +152,18 @@ def test_ways_to_draw_samples_exclude_each_other() -> None:
 def test_a_mixture_by_dotted_fields() -> None:
     recipe = load("simclr/digits", ["data.train.a.path=x", "data.train.a.share=2"])
     assert recipe.resolved()["data"]["train"] == {"a": {"path": "x", "share": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.train.a.pth=x", "data.train.a.pth: unknown field; did you mean 'path'?"),
+        ("data.train={a: {path: x, share: -1}}", "data.train.a.share: -1 was given, allowed is"),
+        ("data.train=[3]", "data.train.0: 3 was given, allowed is a valid string"),
+    ],
+)
+def test_a_wrong_data_set_is_told_by_the_type_that_was_meant(override: str, line: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("simclr/digits", [override])
+    assert line in str(caught.value)
+    assert "valid list" not in str(caught.value) and "data.train.str" not in str(caught.value)
