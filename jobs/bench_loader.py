@@ -52,7 +52,8 @@ VIEW = ImageView(size=SIZE, interpolation="bilinear", crop=Crop(scale=SCALE, rat
 QUALITY, NOISE = 90, 3.5  # the noise of a sensor: it brings the files to some 55 KB
 TARS = 4  # as many as a DataLoader has workers, or more
 COPIES = 8  # of the shard, where an epoch has to be long
-STORE = 80_000_000  # bytes of the object store that must not spill
+SHARE_OF_STORE = 10  # times as large as the object store is the data set that must not spill
+STORE = 200_000_000  # bytes of it
 PEERS = ("raycl", "ffcv", "torch", "torchvision", "ray", "webdataset", "lightly", "simplejpeg",
          "opencv-python", "pillow", "numpy", "numba", "pyarrow")  # fmt: skip
 
@@ -107,9 +108,15 @@ class Files:
     def raw(self) -> Path:
         return self.folder / "raw.beton"
 
-    @property
-    def many(self) -> Path:
-        return self.folder / "many"
+    def copies(self, count: int = COPIES) -> list[Path]:
+        """The shard, linked under several names."""
+        folder = self.folder / "many"
+        folder.mkdir(exist_ok=True)
+        paths = [folder / f"{copy:03}.beton" for copy in range(count)]
+        for path in paths:
+            if not path.exists():
+                path.hardlink_to(self.jpg)
+        return paths
 
     @property
     def tars(self) -> list[str]:
@@ -160,7 +167,6 @@ def make(folder: Path, images: int) -> Files:
     if done.exists():
         return files
     (files.jpegs / "0").mkdir(parents=True, exist_ok=True)
-    files.many.mkdir(exist_ok=True)
     fields = {"image": RGBImageField("jpg"), "label": IntField()}
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(multiprocessing.get_context("spawn").Pool())
@@ -178,8 +184,6 @@ def make(folder: Path, images: int) -> Files:
             tars[index % TARS].addfile(member, io.BytesIO(contents[0]))
             if index < images // 4:  # pixels are ten times as large
                 raw.write({"image": decoded(contents[0]), "label": index})
-    for copy in range(COPIES):
-        (files.many / f"{copy}.beton").hardlink_to(files.jpg)
     done.touch()
     return files
 
@@ -193,7 +197,7 @@ def decoded(content: bytes) -> np.ndarray:
 # The sides
 
 
-def raycl_loader(data: Path, threads: int, batch: int = BATCH) -> Loader:
+def raycl_loader(data: Path | list[Path], threads: int, batch: int = BATCH) -> Loader:
     """The loader of a run on one worker, with two views and no colour."""
     shards = Shards(data)
     plan = Plan({"images": Source(shards, Order(len(shards), 1, batch), ("image",))})
@@ -555,7 +559,7 @@ def through_ray(files: Files, settings: argparse.Namespace) -> Iterator[Row]:
         rates, shares, first, later = [], [], [], []
         for _ in range(settings.rounds):
             bare = alone(stream_alone, files, threads)
-            seen = alone(stream_through_ray, files, threads)
+            seen = alone(stream_through_ray, files.copies(), threads)
             print(f"{threads} threads: alone {bare}, through Ray {seen}", flush=True)
             rates.append(seen["rate"])
             shares.append(seen["rate"] / bare["rate"])
@@ -590,10 +594,12 @@ def stream(loader: Loader, epochs: int) -> dict[str, float]:
 
 def stream_alone(files: Files, threads: int) -> dict[str, float]:
     torch.set_num_threads(1)
-    return stream(raycl_loader(files.many, threads), 2)
+    return stream(raycl_loader(files.copies(), threads), 2)
 
 
-def stream_through_ray(files: Files, threads: int, epochs: int = 2, store: int = 0) -> Any:
+def stream_through_ray(
+    data: list[Path], threads: int, epochs: int = 2, store: int = 0
+) -> dict[str, float]:
     """The same in a worker of Ray Train, fed as by `raycl.train.trainer`."""
     import ray
     import ray.train.torch
@@ -602,13 +608,13 @@ def stream_through_ray(files: Files, threads: int, epochs: int = 2, store: int =
     from raycl.train.resources import decide
 
     start_ray(None, store)
-    plan = raycl_loader(files.many, 1).plan
+    plan = raycl_loader(data, 1).plan
     share = decide(ray.cluster_resources()["CPU"], 0.0, 1, "cpu")
 
     def work(config: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         shard = ray.train.get_dataset_shard("train")
-        loader = raycl_loader(files.many, threads)
+        loader = raycl_loader(data, threads)
         loader.bundles = lambda epoch, start: map(
             from_table,
             shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2),
@@ -688,8 +694,10 @@ def memory(files: Files, settings: argparse.Namespace) -> Iterator[Row]:
     growth = max(used[2:]) - max(used[:2])
     note = " ".join(f"{value:.0f}" for value in used)
     yield Row("memory", "growth over ten epochs", growth, "MB", bar=30.0, most=True, note=note)
-    total = sum(path.stat().st_size for path in files.many.glob("*.beton"))
-    seen = alone(stream_through_ray, files, 1, 2, STORE)
+    size = files.jpg.stat().st_size
+    data = files.copies(-(-SHARE_OF_STORE * STORE // size))
+    total = size * len(data)
+    seen = alone(stream_through_ray, data, 1, 2, STORE)
     note = f"an epoch of {total / 1e6:.0f} MB through a store of {STORE / 1e6:.0f} MB"
     yield Row("memory", "spilled", seen["spilled"], "", bar=0.0, most=True, note=note)
 
