@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -18,9 +18,10 @@ import ray.train
 from ray.data import Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 
-from raycl.data.loader import Views
 from raycl.data.plan import Bundle, Plan, to_table
-from raycl.data.pool import Cutter
+
+if TYPE_CHECKING:
+    from raycl.data.loader import Views
 
 Cursor = tuple[int, int]  # epoch, step within it
 
@@ -118,6 +119,9 @@ def dataset(
     data.context.enable_progress_bars = False
     if decoding is None:
         return data
+
+    from raycl.data.pool import Cutter  # it brings torch, which a read task has no use for
+
     d = decoding
     return data.map_batches(
         Cutter,
