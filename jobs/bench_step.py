@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from raycl.data.loader import Waits
+from raycl.data.host import Waits
 from raycl.methods.base import Batch, Step
 from raycl.recipe import Recipe, load
 from raycl.report.machine import write_figures

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 import zipfile
@@ -91,7 +93,24 @@ def test_the_wheel_holds_recipes_and_types(tmp_path: Path, monkeypatch: pytest.M
     expected = {path.relative_to(ROOT).as_posix() for path in sources}
     assert "raycl/recipes/simclr/digits.yaml" in expected
     assert inside >= expected | {"raycl/py.typed"}
+    if shutil.which("cc"):
+        assert f"raycl/views/_crop{sysconfig.get_config_var('EXT_SUFFIX')}" in inside
     assert not {name for name in inside if not re.match(r"raycl(/|-[^/]+\.dist-info/)", name)}
+
+
+def test_a_machine_without_a_compiler_gets_a_wheel_of_python_alone(tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "raycl", ignore=shutil.ignore_patterns(".*", "*.so", "build"))
+    code = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "raycl",
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "crop.c was not compiled" in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].endswith("-py3-none-any.whl")
 
 
 def test_pins_are_versions_and_nothing_else() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from raycl.beton import FloatField, IntField, RGBImageField
-from raycl.data.loader import Batch, Host, Slot, Waits, move, render
+from raycl.data.host import Batch, Host, Slot, Waits, move, render
 from raycl.data.plan import Plan
 from raycl.errors import RayclError
 from raycl.views.image import ImageView

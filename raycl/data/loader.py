@@ -6,9 +6,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -16,147 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycl.beton import FloatField, IntField
 from raycl.data.decode import Cutting, Decoder, decoding_threads, finish_together
-from raycl.data.plan import Columns, Plan, part, prefixes, read_samples
+from raycl.data.host import IN_FLIGHT, QUEUE, Batch, Host, Slot, Waits, move, render, slots_of
+from raycl.data.plan import Columns, Plan, part, read_samples
 from raycl.data.shards import Shards
+from raycl.data.streams import Stream, Views, numbers_of, streams_of, stripped
 from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
-Batch = dict[str, Tensor]
-Views = Mapping[str, Mapping[str, ImageView]]  # of each stream, by name
-
 SPARED = 8  # damaged samples of a lane that are too few to speak of a share
-
-QUEUE = 1  # finished batches that wait for the training step
-IN_FLIGHT = 1  # batches that are being cut while the next one is put together
-# In use at a time: one that is put together, those in flight, those in the queue, one on its way
-# into the queue, and the one that the training step is taking.
-SLOTS = IN_FLIGHT + QUEUE + 3
-
-
-@dataclass
-class Waits:
-    """Seconds that the training step has waited for data, by what held it up.
-
-    While a batch is missing because its bundle is, that is `read` (and, where the cluster decodes,
-    `decode` and `crop`) for as long as that took, and `transfer` beyond that. Any other wait is
-    divided between `decode` and `crop` as the threads' time was. `copy` is that to the device.
-    """
-
-    read: float = 0.0
-    transfer: float = 0.0
-    decode: float = 0.0
-    crop: float = 0.0
-    copy: float = 0.0
-
-    def add(self, seconds: float, host: Host) -> None:
-        """Charges the wait for one batch."""
-        starved = min(seconds, host.starved)
-        made = min(starved, sum(host.made.values()))
-        self.transfer += starved - made
-        for spent, waited in ((host.made, made), (host.cut, seconds - starved)):
-            for name, value in spent.items():
-                share = value / max(sum(spent.values()), 1e-9)
-                setattr(self, name, getattr(self, name) + waited * share)
-
-    @property
-    def total(self) -> float:
-        return sum(astuple(self))
-
-
-@dataclass
-class Slot:
-    """Memory of one batch's pixels, page-locked where a GPU copies from it, used over and over."""
-
-    pinned: bool
-    _memory: dict[str, Tensor] = field(default_factory=dict)
-    _copied: Any = None
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised uint8 memory, once the last copy from it is done."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        memory = self._memory.get(name)
-        if memory is None or memory.shape[1:] != shape[1:] or len(memory) < shape[0]:
-            memory = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
-            self._memory[name] = memory
-        return memory[: shape[0]]
-
-    def copied(self) -> None:
-        """Says that the copies from this memory have been queued."""
-        if self.pinned:
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-
-@dataclass
-class Host:
-    """A batch in host memory, what its views still need, and what it cost.
-
-    Attributes:
-        made: seconds that its bundles took, by `read`, `decode` and `crop`.
-        starved: seconds that were waited for them.
-        cut: seconds of this process's threads, by `decode` and `crop`.
-    """
-
-    batch: Batch
-    plans: dict[str, dict[str, Tensor]]
-    slot: Slot
-    substituted: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # by lane
-    made: dict[str, float] = field(default_factory=dict)
-    starved: float = 0.0
-    cut: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "crop": 0.0})
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One stream of samples on its way into a batch.
-
-    Attributes:
-        prefix: of its columns and of its names in the batch.
-        numbers: fields that go into the batch as they are.
-        steps: of one pass; a stream that is shorter than the epoch is recycled, and a new pass
-            draws its views anew.
-    """
-
-    prefix: str
-    numbers: tuple[str, ...]
-    steps: int
-    decoder: Decoder
-
-
-def streams_of(
-    plan: Plan,
-    views: Views,
-    pool: ThreadPoolExecutor,
-    seed: int,
-    corrupt: str,
-) -> list[list[Stream]]:
-    """The streams of each source; views are numbered through, so each has its own randomness."""
-    groups: list[list[Stream]] = []
-    first = 0
-    for index, (name, source) in enumerate(plan.sources.items()):
-        shards = source.shards
-        groups.append([])
-        for prefix in prefixes(name, index == 0, source.order.width):
-            decoder = Decoder(views[name], pool, shards.describe, first, seed, corrupt)  # type: ignore[arg-type]
-            numbers = numbers_of(shards, source.fields)
-            groups[-1].append(Stream(prefix, numbers, source.order.steps, decoder))
-            first += len(views[name])
-    return groups
-
-
-def row_bytes(plan: Plan, views: Views) -> int:
-    """Bytes of the crops of one row."""
-    return sum(
-        source.order.width * sum(view.size**2 * 3 for view in views[name].values())
-        for name, source in plan.sources.items()
-    )
-
-
-def numbers_of(shards: Shards, fields: Iterable[str]) -> tuple[str, ...]:
-    return tuple(n for n in fields if isinstance(shards.fields[n], IntField | FloatField))
 
 
 @dataclass
@@ -186,7 +53,7 @@ class Loader:
     substituted: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._slots = _slots(self.device)
+        self._slots = slots_of(self.device)
         self._seen, self._damaged = 0, np.zeros(len(self.lanes), np.int64)  # rows of every lane
         pool = decoding_threads(self.threads)
         self._streams = streams_of(self.plan, self.views, pool, self.seed, self.corrupt)
@@ -284,12 +151,6 @@ class Loader:
         return finish
 
 
-def _slots(device: torch.device) -> Iterator[Slot]:
-    slots = [Slot(device.type == "cuda") for _ in range(SLOTS)]
-    while True:
-        yield from slots
-
-
 def _seconds(bundles: Sequence[Columns]) -> dict[str, float]:
     """What bundles took, by cause; each row of a bundle says the same."""
     causes = [name for name in (bundles[0] if bundles else ()) if name.startswith("seconds.")]
@@ -311,11 +172,6 @@ def _checked(bundle: Columns | None, epoch: int, lane: int, step: int, rows: sli
                 f"planned was {(epoch, step, lane)}"
             )
     return columns
-
-
-def stripped(columns: Columns, prefix: str) -> Columns:
-    """The columns of one stream, by their own names."""
-    return {k[len(prefix) :]: values for k, values in columns.items() if k.startswith(prefix)}
 
 
 @dataclass
@@ -367,29 +223,6 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def move(host: Host, device: torch.device) -> Host:
-    """A batch on the device, in one copy of each tensor; on a GPU the copies run by themselves."""
-    pinned = device.type == "cuda"
-
-    def moved(tensor: Tensor) -> Tensor:
-        ready = tensor.pin_memory() if pinned and not tensor.is_pinned() else tensor
-        return ready.to(device, non_blocking=pinned)
-
-    batch = {key: moved(value) for key, value in host.batch.items()}
-    plans = {key: {k: moved(v) for k, v in plan.items()} for key, plan in host.plans.items()}
-    host.slot.copied()
-    return Host(batch, plans, host.slot)
-
-
-def render(host: Host, views: Mapping[str, ImageView]) -> Batch:
-    """Colours, blurs and normalises the views of a batch, where it is."""
-    batch = dict(host.batch)
-    for key, plan in host.plans.items():
-        view = views[key.rpartition(".")[2]]
-        batch[key] = view.render(batch[key].permute(0, 3, 1, 2), plan)
-    return batch
-
-
 def walk(
     shards: Shards,
     view: ImageView,
@@ -406,7 +239,7 @@ def walk(
     The batch holds the view under "view" and every number of the data set, `label` among them.
     """
     numbers = numbers_of(shards, shards.fields)
-    slots = _slots(device)
+    slots = slots_of(device)
 
     def hosts() -> Iterator[Host]:
         with decoding_threads(threads) as pool:

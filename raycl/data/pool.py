@@ -11,9 +11,9 @@ import pyarrow as pa
 import ray
 
 from raycl.data.decode import decoding_threads, finish_together
-from raycl.data.loader import Stream, Views, streams_of, stripped
 from raycl.data.order import PADDING
 from raycl.data.plan import Columns, Plan, from_table, part, to_table
+from raycl.data.streams import Stream, Views, streams_of, stripped
 
 
 class Cutter:

@@ -21,7 +21,7 @@ from ray.data.block import BlockMetadata
 from raycl.data.plan import Bundle, Plan, to_table
 
 if TYPE_CHECKING:
-    from raycl.data.loader import Views
+    from raycl.data.streams import Views
 
 Cursor = tuple[int, int]  # epoch, step within it
 

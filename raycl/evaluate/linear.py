@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -151,10 +152,12 @@ def _fits(x: Tensor, y: Tensor, classes: int, strengths: Iterable[float]) -> lis
 
     options = {"maxiter": 500, "gtol": 1e-4, "ftol": 1e-7}
     flat, fitted = np.zeros(shape[0] * shape[1]), []
-    for l2 in strengths:
-        found = minimize(objective, flat, (l2,), "L-BFGS-B", jac=True, options=options)
-        flat = found.x
-        fitted.append(torch.from_numpy(flat).to(x).view(shape))
+    # SciPy's vectors are short: threads of its BLAS would only wait for each other and for torch's.
+    with threadpool_limits(1, "blas"):
+        for l2 in strengths:
+            found = minimize(objective, flat, (l2,), "L-BFGS-B", jac=True, options=options)
+            flat = found.x
+            fitted.append(torch.from_numpy(flat).to(x).view(shape))
     return fitted
 
 

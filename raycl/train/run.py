@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from raycl import recipe as recipes
-from raycl.data.loader import row_bytes
 from raycl.data.order import Draw, Mixture, Order, Pages, Weighted, sequential, shuffled, singles
 from raycl.data.plan import Plan, Source, check_fields, travelling
 from raycl.data.shards import Shards
 from raycl.data.storage import is_uri
+from raycl.data.streams import row_bytes
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.train.balance import EveryEpoch, MethodLabels, evened

@@ -14,6 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+try:
+    from raycl.views import _crop
+except ImportError:  # no compiler where raycl was installed, or a processor without AVX2
+    _crop = None  # type: ignore[assignment]
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 HUE = 3  # its number among brightness, contrast, saturation, hue
@@ -122,17 +127,35 @@ def crop_resize(
     floats; in views of up to 64 pixels, where that shows and costs microseconds, floats are used.
 
     Args:
-        image: (H, W, 3) uint8; it may be read-only.
+        image: (H, W, 3) uint8, contiguous; it may be read-only.
         box: (4,) top, left, height, width.
         out: (height, width, 3) uint8, contiguous.
     """
+    bicubic = interpolation == "bicubic"
+    small = bicubic and max(out.shape[:2]) <= EXACT
+    if _crop and not small:
+        top, left, height, width = box
+        _crop.crop_resize(image, out, top, left, height, width, flip, bicubic)
+    else:
+        crop_resize_torch(image, box, flip, out, interpolation, floats=small)
+
+
+def crop_resize_torch(
+    image: np.ndarray,
+    box: Sequence[int],
+    flip: bool,
+    out: np.ndarray,
+    interpolation: Interpolation,
+    floats: bool = False,
+) -> None:
+    """`crop_resize` in floats, or in integers where crop.c was not compiled."""
     top, left, height, width = box
     # from_numpy() would warn of memory that torch could not write to.
     source = torch.utils.dlpack.from_dlpack(image[top : top + height, left : left + width])
     source = source.permute(2, 0, 1)[None]
     target = torch.from_numpy(out).permute(2, 0, 1)[None]
     resize, side = _RESIZE[interpolation], out.shape[:2]
-    if interpolation == "bicubic" and max(side) <= EXACT:
+    if floats:
         target.copy_(resize(source.float(), side, False).round_().clamp_(0, 255))
     else:
         resize.out(source, side, False, None, None, out=target)

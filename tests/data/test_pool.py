@@ -13,12 +13,14 @@ import ray
 import torch
 
 from raycl.data.decode import decoding_threads
-from raycl.data.loader import Batch, Loader, row_bytes, streams_of
+from raycl.data.host import Batch
+from raycl.data.loader import Loader
 from raycl.data.order import Order
 from raycl.data.plan import Columns, Plan, Source, from_table, local_bundles, to_table
 from raycl.data.pool import cut
 from raycl.data.shards import Shards
 from raycl.data.source import ClusterDecoding, PlannedData
+from raycl.data.streams import row_bytes, streams_of
 from raycl.errors import RayclError
 from raycl.views.image import Crop, ImageView
 from tests.conftest import Cluster

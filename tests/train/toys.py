@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycl.data.loader import Waits
+from raycl.data.host import Waits
 from raycl.methods.base import Batch, Corpus, DataInfo, Method, Output, Settings, Step, Stream
 from raycl.views.image import ImageView
 

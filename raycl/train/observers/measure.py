@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from raycl.data.loader import Waits
+from raycl.data.host import Waits
 from raycl.evaluate.knn import knn
 from raycl.evaluate.spectrum import embedding_std, rank_me
 from raycl.methods.base import Corpus

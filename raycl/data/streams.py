@@ -1,0 +1,70 @@
+"""Streams: what of a plan's rows goes into a batch, and by which views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from raycl.beton import FloatField, IntField
+from raycl.data.decode import Decoder
+from raycl.data.plan import Columns, Plan, prefixes
+from raycl.data.shards import Shards
+from raycl.views.image import ImageView
+
+Views = Mapping[str, Mapping[str, ImageView]]  # of each stream, by name
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of samples on its way into a batch.
+
+    Attributes:
+        prefix: of its columns and of its names in the batch.
+        numbers: fields that go into the batch as they are.
+        steps: of one pass; a stream that is shorter than the epoch is recycled, and a new pass
+            draws its views anew.
+    """
+
+    prefix: str
+    numbers: tuple[str, ...]
+    steps: int
+    decoder: Decoder
+
+
+def streams_of(
+    plan: Plan,
+    views: Views,
+    pool: ThreadPoolExecutor,
+    seed: int,
+    corrupt: str,
+) -> list[list[Stream]]:
+    """The streams of each source; views are numbered through, so each has its own randomness."""
+    groups: list[list[Stream]] = []
+    first = 0
+    for index, (name, source) in enumerate(plan.sources.items()):
+        shards = source.shards
+        groups.append([])
+        for prefix in prefixes(name, index == 0, source.order.width):
+            decoder = Decoder(views[name], pool, shards.describe, first, seed, corrupt)  # type: ignore[arg-type]
+            numbers = numbers_of(shards, source.fields)
+            groups[-1].append(Stream(prefix, numbers, source.order.steps, decoder))
+            first += len(views[name])
+    return groups
+
+
+def row_bytes(plan: Plan, views: Views) -> int:
+    """Bytes of the crops of one row."""
+    return sum(
+        source.order.width * sum(view.size**2 * 3 for view in views[name].values())
+        for name, source in plan.sources.items()
+    )
+
+
+def numbers_of(shards: Shards, fields: Iterable[str]) -> tuple[str, ...]:
+    return tuple(n for n in fields if isinstance(shards.fields[n], IntField | FloatField))
+
+
+def stripped(columns: Columns, prefix: str) -> Columns:
+    """The columns of one stream, by their own names."""
+    return {k[len(prefix) :]: values for k, values in columns.items() if k.startswith(prefix)}
