@@ -14,13 +14,14 @@
 
 #define AVX2 __attribute__((target("avx2")))
 #define TAPS 4   /* pixels that one 16-byte load brings */
+#define STEP 4   /* pixels that are written at a time */
 #define SLACK 32 /* bytes beyond a row that may be read or written */
 
 /* How one axis is resized: each output position is a weighted mean of neighbouring inputs. */
 typedef struct {
     int groups, most, shift; /* groups of TAPS weights; most weights that are not 0; fixed point */
     int *first, *count;      /* (out) first input position, number of weights */
-    int16_t *weights;        /* (out, groups * TAPS), 0 beyond count */
+    int16_t *weights;        /* (out, groups * TAPS), 0 beyond count; out is a multiple of STEP */
 } Axis;
 
 static double bilinear(double x)
@@ -50,13 +51,14 @@ static int plan_axis(Axis *axis, int in, int out, int cubic, int mirrored)
     double (*filter)(double) = cubic ? bicubic : bilinear;
     const double scale = (double)in / out, stretch = scale > 1 ? scale : 1;
     const double support = (cubic ? 2 : 1) * stretch;
+    const int padded = (out + STEP - 1) / STEP * STEP;
     double *exact = NULL, highest = 0;
 
     axis->weights = NULL;
-    axis->first = malloc(2 * sizeof(int) * out);
+    axis->first = calloc(2 * (size_t)padded, sizeof(int));
     if (!axis->first)
         return -1;
-    axis->count = axis->first + out;
+    axis->count = axis->first + padded;
     axis->most = 0;
     for (int i = 0; i < out; i++) {
         const double centre = scale * ((mirrored ? out - 1 - i : i) + 0.5);
@@ -68,7 +70,7 @@ static int plan_axis(Axis *axis, int in, int out, int cubic, int mirrored)
     }
     axis->groups = (axis->most + TAPS - 1) / TAPS;
     const int room = axis->groups * TAPS;
-    axis->weights = calloc((size_t)out * room, sizeof(int16_t));
+    axis->weights = calloc((size_t)padded * room, sizeof(int16_t));
     exact = calloc((size_t)out * room, sizeof(double));
     if (!axis->weights || !exact) {
         free(exact);
@@ -101,38 +103,52 @@ static inline AVX2 __m256i pair_of_weights(const int16_t *weights)
     return _mm256_set1_epi32(pair);
 }
 
-/* Two rows at once, one in each half of a register. With `groups` constant the loop unrolls. */
-static inline AVX2 __attribute__((always_inline)) void
-resize_rows(const Axis *x, int size, const int groups, const uint8_t *const in[2], uint8_t *out[2])
+/* One pixel of two rows, one in each half of a register, as 4 x 32 bits. */
+static inline AVX2 __attribute__((always_inline)) __m256i
+pixel(const uint8_t *upper, const uint8_t *lower, const int16_t *weights, const int groups,
+      __m256i half, __m128i shift)
 {
     const __m256i left = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
                                           0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
     const __m256i right = _mm256_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1,
                                            -1, 6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1,
                                            -1, -1);
+    __m256i sum = half;
+    for (int g = 0; g < groups; g++, weights += TAPS, upper += 3 * TAPS, lower += 3 * TAPS) {
+        const __m256i both = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(_mm_loadu_si128((const void *)upper)),
+            _mm_loadu_si128((const void *)lower), 1);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(both, left),
+                                                      pair_of_weights(weights)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(both, right),
+                                                      pair_of_weights(weights + 2)));
+    }
+    return _mm256_sra_epi32(sum, shift);
+}
+
+/* Two rows at once, four pixels at a time. With `groups` constant the loops unroll. */
+static inline AVX2 __attribute__((always_inline)) void
+resize_rows(const Axis *x, int size, const int groups, const uint8_t *const in[2], uint8_t *out[2])
+{
+    const __m256i close_up = _mm256_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1,
+                                              -1, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1,
+                                              -1, -1);
     const __m256i half = _mm256_set1_epi32((1 << x->shift) >> 1);
     const __m128i shift = _mm_cvtsi32_si128(x->shift);
-    const int16_t *weights = x->weights;
 
-    for (int i = 0; i < size; i++) {
-        const int from = 3 * x->first[i];
-        __m256i sum = half;
-        for (int g = 0; g < groups; g++, weights += TAPS) {
-            const __m128i upper = _mm_loadu_si128((const void *)(in[0] + from + 3 * TAPS * g));
-            const __m128i lower = _mm_loadu_si128((const void *)(in[1] + from + 3 * TAPS * g));
-            const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(upper), lower, 1);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(both, left),
-                                                          pair_of_weights(weights)));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(both, right),
-                                                          pair_of_weights(weights + 2)));
+    for (int i = 0; i < size; i += STEP) {
+        __m256i sums[STEP];
+        for (int k = 0; k < STEP; k++) {
+            const int from = 3 * x->first[i + k];
+            const int16_t *weights = x->weights + (size_t)(i + k) * groups * TAPS;
+            sums[k] = pixel(in[0] + from, in[1] + from, weights, groups, half, shift);
         }
-        sum = _mm256_sra_epi32(sum, shift);
-        sum = _mm256_packs_epi32(sum, sum);
-        sum = _mm256_packus_epi16(sum, sum);
-        /* The fourth byte is overwritten by the next pixel. */
-        const int32_t first = _mm256_cvtsi256_si32(sum), second = _mm256_extract_epi32(sum, 4);
-        memcpy(out[0] + 3 * i, &first, 4);
-        memcpy(out[1] + 3 * i, &second, 4);
+        const __m256i done = _mm256_shuffle_epi8(
+            _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]),
+                                _mm256_packs_epi32(sums[2], sums[3])),
+            close_up);
+        _mm_storeu_si128((void *)(out[0] + 3 * i), _mm256_castsi256_si128(done));
+        _mm_storeu_si128((void *)(out[1] + 3 * i), _mm256_extracti128_si256(done, 1));
     }
 }
 
