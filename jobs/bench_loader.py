@@ -604,7 +604,7 @@ def stream_through_ray(
     import ray
     import ray.train.torch
 
-    from raycl.data.source import PlannedData, dataset
+    from raycl.data.source import PlannedData, warm_dataset
     from raycl.train.resources import decide
 
     start_ray(None, store)
@@ -631,7 +631,7 @@ def stream_through_ray(
                 num_workers=1, resources_per_worker={"CPU": share.worker_cpus}
             ),
             run_config=ray.train.RunConfig(storage_path=folder),
-            datasets={"train": lambda: dataset(plan)},
+            datasets={"train": lambda: warm_dataset(plan)},
             dataset_config=PlannedData(plan, lambda: (0, 0), share.read_cpus),
         ).fit()
         found: dict[str, float] = json.loads(Path(out).read_text())

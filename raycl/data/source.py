@@ -6,11 +6,13 @@ and its size is known, and there the cursor is read from the run's own checkpoin
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -133,6 +135,29 @@ def dataset(
         label_selector=d.nodes,
         udf_modifying_row_count=False,
     )
+
+
+def warm_dataset(plan: Plan) -> ray.data.Dataset:
+    """`dataset` for Ray Train to call when a group starts: Ray Data comes up meanwhile.
+
+    Its statistics actor and the processes that read take seconds to start, one after the other, and
+    would be started only when the group asks for its first batch.
+    """
+    threading.Thread(target=touch_nodes, daemon=True).start()
+    return dataset(plan)
+
+
+def touch_nodes() -> ray.data.Dataset:
+    """Runs one small task of Ray Data on every node, which starts what it needs there."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    items = ray.data.from_items([{"node": 0}] * nodes, override_num_blocks=nodes)
+    data = items.map_batches(_same, num_cpus=0.01)
+    data.context.enable_progress_bars = False
+    return data.materialize()
+
+
+def _same(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return batch
 
 
 class PlannedData(ray.train.DataConfig):

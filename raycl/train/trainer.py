@@ -19,6 +19,7 @@ from raycl.data.plan import Columns, Plan, from_table, local_bundles
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.train import checkpoint
+from raycl.train.board import Board
 from raycl.train.loop import Place
 from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
@@ -99,7 +100,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     import ray.train.torch
 
     from raycl.data.connect import connected
-    from raycl.data.source import PlannedData, dataset
+    from raycl.data.source import PlannedData, warm_dataset
 
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
@@ -130,7 +131,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
                 name=f"train-{time.time_ns()}",
                 storage_path=str(run / "ray"),
             ),
-            datasets={"train": lambda: dataset(plan)},
+            datasets={"train": lambda: warm_dataset(plan)},
             dataset_config=PlannedData(
                 plan,
                 lambda: checkpoint.cursor(checkpoint.newest(run)),
@@ -165,27 +166,6 @@ def _cluster_decoding(recipe: Recipe) -> Any:
         data.threads,
         data.decode_nodes,
     )
-
-
-class Board:
-    """Where rank 0 writes what the driver shows; lives in an actor."""
-
-    def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
-        self._reason = ""
-
-    def put(self, record: dict[str, Any]) -> None:
-        self._records.append(record)
-
-    def take(self) -> list[dict[str, Any]]:
-        records, self._records = self._records, []
-        return records
-
-    def fail(self, reason: str) -> None:
-        self._reason = self._reason or reason
-
-    def reason(self) -> str:
-        return self._reason
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from raycl.data.order import PADDING
-from raycl.data.source import PlannedData
+from raycl.data.source import PlannedData, touch_nodes
 from tests.conftest import Cluster
 from tests.data.test_plan import dataset, plan_of
 
@@ -62,3 +62,7 @@ def test_one_and_two_ranks_get_the_same_global_batches(
         if (epoch, step) >= cursor
     ]
     assert seen[1] == sorted(expected)
+
+
+def test_every_node_is_touched_while_a_group_starts(cluster: Cluster) -> None:
+    assert [row["node"] for row in touch_nodes().take_all()] == [0] * len(ray.nodes())
