@@ -75,8 +75,10 @@ class Data(Section):
     corrupt_share: float = Field(
         0.01, ge=0, le=1, description="of a lane's samples, how many may be replaced"
     )
-    decode_on: Literal["worker", "cluster"] = Field(
-        "worker", description="cluster: in Ray Data actors on other nodes, which ship uint8 crops"
+    decode_on: Literal["worker", "cluster", "gpu"] = Field(
+        "worker",
+        description="cluster: in Ray Data actors on other nodes, which ship uint8 crops; gpu: by "
+        "nvJPEG on the worker's GPU",
     )
     decode_actors: int = Field(4, ge=1, description="the most actors; only with decode_on=cluster")
     decode_nodes: dict[str, str] | None = Field(
@@ -107,7 +109,7 @@ class Data(Section):
             raise ValueError(
                 f"{' and '.join(ways)} each decide how samples are drawn: give one of them"
             )
-        if self.engine == "ffcv" and self.decode_on == "cluster":
+        if self.engine == "ffcv" and self.decode_on != "worker":
             raise ValueError("engine=ffcv decodes in the workers: leave decode_on=worker")
         subset = [name for name in ("limit", "indices", "pairs") if getattr(self, name)]
         if isinstance(self.train, dict) and subset:

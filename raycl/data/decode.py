@@ -1,7 +1,7 @@
 """From encoded samples to uint8 views: decode once, cut every view from it, in threads.
 
 One decoded image serves all its views, and goes straight from the thread's own buffer into the
-batch. Decoding and resizing release the GIL.
+batch. Decoding and resizing release the GIL. A GPU can do both instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from raycl.beton.fields import JPG, RAW, check_jpeg, decode_jpeg
 from raycl.errors import RayclError
@@ -24,6 +25,8 @@ from raycl.views.image import ImageView
 
 SPAN = 16  # rows that a thread takes at a time
 FINER = 2.0  # a scaled JPEG still has at least so many pixels for one of the view, along each side
+
+Pixels = Any  # an array; a tensor where a device cuts
 
 _memory = threading.local()
 _log = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ class Decoder:
         locate: says where a sample lies, for error messages.
         first: index of the first view among all of the method's, which keys its randomness.
         corrupt: what to do with a sample that cannot be decoded.
+        device: decodes and cuts in place of the threads, on a GPU by nvJPEG. Pixels then differ by
+            some grey levels, and damage within a JPEG may show as grey instead of being noticed.
     """
 
     views: Mapping[str, ImageView]
@@ -75,14 +80,15 @@ class Decoder:
     first: int = 0
     seed: int = 0
     corrupt: Literal["error", "substitute"] = "error"
+    device: torch.device | None = None
 
-    def start(self, rows: Mapping[str, Any], epoch: int, out: Mapping[str, np.ndarray]) -> Cutting:
+    def start(self, rows: Mapping[str, Any], epoch: int, out: Mapping[str, Pixels]) -> Cutting:
         """Begins to cut the views of one lane's rows at one step; `finish_together` ends it.
 
         Args:
             rows: columns `id`, and for every image field its payloads, `mode`, `height`, `width`;
                 or the views' pixels where they were cut on another node (`raycl.data.pool`).
-            out: by view, (N, size, size, 3) uint8; written to.
+            out: by view, (N, size, size, 3) uint8, on the device if there is one; written to.
         """
         count = len(rows["id"])
         plans = {
@@ -101,9 +107,10 @@ class Decoder:
                 pixels[...] = rows[name].reshape(pixels.shape)
             return Cutting(self, rows["id"], plans, out, [], int(rows["substituted"].sum()))
         fields = [self._field(name, rows, plans) for name in self._fields]
+        span, work = (SPAN, self._span) if self.device is None else (count, self._on_device)
         spans = [
-            self.pool.submit(self._span, range(at, min(at + SPAN, count)), fields, out)
-            for at in range(0, count, SPAN)
+            self.pool.submit(work, range(at, min(at + span, count)), fields, out)
+            for at in range(0, count, span)
         ]
         return Cutting(self, rows["id"], plans, out, spans)
 
@@ -125,7 +132,7 @@ class Decoder:
         )
 
     def _span(
-        self, span: range, fields: Sequence[_Field], out: Mapping[str, np.ndarray]
+        self, span: range, fields: Sequence[_Field], out: Mapping[str, Pixels]
     ) -> tuple[dict[int, str], float, float]:
         """Cuts some rows; returns what was wrong with which, and the seconds of both halves."""
         bad: dict[int, str] = {}
@@ -147,6 +154,57 @@ class Decoder:
                 decoding, cropping = decoding + middle - begin, cropping + end - middle
         return bad, decoding, cropping
 
+    def _on_device(
+        self, span: range, fields: Sequence[_Field], out: Mapping[str, Tensor]
+    ) -> tuple[dict[int, str], float, float]:
+        """`_span` where a whole batch of JPEGs is decoded at once."""
+        bad: dict[int, str] = {}
+        decoding = cropping = 0.0
+        for field in fields:
+            begin = time.perf_counter()
+            stored: dict[int, np.ndarray] = {}
+            for row in span:
+                try:
+                    stored[row] = field.stored(row)
+                except (RayclError, ValueError) as error:
+                    bad[row] = str(error)
+            images = _decoded(stored, self.device)
+            middle = time.perf_counter()
+            for row, image in images.items():
+                if isinstance(image, str) or image.shape[1:] != field.sizes[row]:
+                    bad[row] = str(image) if isinstance(image, str) else "not of its stated size"
+                    continue
+                for name, view, boxes, flips in field.views:
+                    view.cut_on_device(image, boxes[row], flips[row], out[name][row])
+            end = time.perf_counter()
+            decoding, cropping = decoding + middle - begin, cropping + end - middle
+        return bad, decoding, cropping
+
+
+def _decoded(
+    stored: Mapping[int, np.ndarray], device: torch.device | None
+) -> dict[int, Tensor | str]:
+    """Images (3, H, W) uint8 on the device, or what is wrong with them."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    found: dict[int, Tensor | str] = {}
+    jpegs = {}
+    for row, content in stored.items():
+        tensor = torch.from_numpy(content.copy())  # what lies in a mapped file is read-only
+        if content.ndim == 3:
+            found[row] = tensor.to(device).permute(2, 0, 1)
+        else:
+            jpegs[row] = tensor
+    try:
+        images = decode_jpeg(list(jpegs.values()), ImageReadMode.RGB, device) if jpegs else []
+        return found | dict(zip(jpegs, images, strict=True))
+    except RuntimeError as error:
+        if len(jpegs) == 1:
+            return found | dict.fromkeys(jpegs, str(error))
+        for row in jpegs:  # which one it is shows only one by one
+            found |= _decoded({row: stored[row]}, device)
+        return found
+
 
 @dataclass
 class Cutting:
@@ -159,7 +217,7 @@ class Cutting:
     decoder: Decoder
     ids: np.ndarray
     plans: dict[str, dict[str, np.ndarray]]
-    out: Mapping[str, np.ndarray]
+    out: Mapping[str, Pixels]
     spans: list[Future[tuple[dict[int, str], float, float]]]
     substituted: int = 0
 
@@ -223,8 +281,8 @@ class _Field:
     least: list[tuple[int, int]]
     views: list[tuple[str, ImageView, list[list[int]], list[bool]]]
 
-    def decode(self, row: int) -> np.ndarray:
-        """The image of a row, (H, W, 3) uint8; valid until this thread decodes the next."""
+    def stored(self, row: int) -> np.ndarray:
+        """The pixels (H, W, 3) of a raw image, or the bytes (n,) of a JPEG, read-only."""
         height, width = self.sizes[row]
         payload, mode, bytes_ = self.payloads[row], self.modes[row], height * width * 3
         if mode == RAW:
@@ -237,10 +295,19 @@ class _Field:
         if mode != JPG:
             raise ValueError(f"unknown image mode {mode}; 0 is jpg and 1 is raw")
         check_jpeg(payload, (height, width))  # before memory is taken for what a damaged file says
+        return np.frombuffer(payload, np.uint8)
+
+    def decode(self, row: int) -> np.ndarray:
+        """The image of a row, (H, W, 3) uint8; valid until this thread decodes the next."""
+        stored = self.stored(row)
+        if stored.ndim == 3:
+            return stored
+        height, width = self.sizes[row]
+        bytes_ = height * width * 3
         memory = getattr(_memory, "buffer", None)
         if memory is None or memory.size < bytes_:
             memory = _memory.buffer = np.empty(bytes_, np.uint8)
-        return decode_jpeg(payload, self.least[row], memory)
+        return decode_jpeg(self.payloads[row], self.least[row], memory)
 
 
 def _least(

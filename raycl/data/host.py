@@ -59,13 +59,14 @@ class Slot:
     _memory: dict[str, Tensor] = field(default_factory=dict)
     _copied: Any = None
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
         """Uninitialised uint8 memory, once the last copy from it is done."""
         if self._copied is not None:
             self._copied.synchronize()
         memory = self._memory.get(name)
         if memory is None or memory.shape[1:] != shape[1:] or len(memory) < shape[0]:
-            memory = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
+            pinned = self.pinned and device is None
+            memory = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
             self._memory[name] = memory
         return memory[: shape[0]]
 
@@ -106,7 +107,8 @@ def move(host: Host, device: torch.device) -> Host:
     pinned = device.type == "cuda"
 
     def moved(tensor: Tensor) -> Tensor:
-        ready = tensor.pin_memory() if pinned and not tensor.is_pinned() else tensor
+        on_host = pinned and tensor.device.type == "cpu"
+        ready = tensor.pin_memory() if on_host and not tensor.is_pinned() else tensor
         return ready.to(device, non_blocking=pinned)
 
     batch = {key: moved(value) for key, value in host.batch.items()}

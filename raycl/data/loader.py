@@ -37,6 +37,7 @@ class Loader:
         bundles: (epoch, first step) -> bundles of these lanes, in the planned order.
         waits: what the training step has waited for.
         corrupt_share: of a lane's samples, how many may be damaged before the run is refused.
+        on_device: whether the device decodes and cuts.
         substituted: samples that stood in for damaged ones.
     """
 
@@ -49,6 +50,7 @@ class Loader:
     threads: int = 1
     corrupt: str = "error"
     corrupt_share: float = 0.01
+    on_device: bool = False
     waits: Waits = field(default_factory=Waits, init=False)
     substituted: int = field(default=0, init=False)
 
@@ -56,7 +58,8 @@ class Loader:
         self._slots = slots_of(self.device)
         self._seen, self._damaged = 0, np.zeros(len(self.lanes), np.int64)  # rows of every lane
         pool = decoding_threads(self.threads)
-        self._streams = streams_of(self.plan, self.views, pool, self.seed, self.corrupt)
+        device = self.device if self.on_device else None
+        self._streams = streams_of(self.plan, self.views, pool, self.seed, self.corrupt, device)
 
     @property
     def steps(self) -> int:
@@ -186,11 +189,12 @@ class Drawing:
 
 def _start(stream: Stream, lanes: list[Columns], epoch: int, slot: Slot) -> Drawing:
     ends = np.cumsum([0, *(len(lane["id"]) for lane in lanes)]).tolist()
+    device = stream.decoder.device
     pixels = {
-        name: slot.take(stream.prefix + name, (ends[-1], view.size, view.size, 3))
+        name: slot.take(stream.prefix + name, (ends[-1], view.size, view.size, 3), device)
         for name, view in stream.decoder.views.items()
     }
-    arrays = {name: values.numpy() for name, values in pixels.items()}
+    arrays = pixels if device else {name: values.numpy() for name, values in pixels.items()}
     cutting = [
         stream.decoder.start(lane, epoch, {name: values[a:b] for name, values in arrays.items()})
         for lane, (a, b) in zip(lanes, pairwise(ends), strict=True)

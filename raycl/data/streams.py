@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from raycl.beton import FloatField, IntField
 from raycl.data.decode import Decoder
 from raycl.data.plan import Columns, Plan, prefixes
@@ -38,6 +40,7 @@ def streams_of(
     pool: ThreadPoolExecutor,
     seed: int,
     corrupt: str,
+    device: torch.device | None = None,
 ) -> list[list[Stream]]:
     """The streams of each source; views are numbered through, so each has its own randomness."""
     groups: list[list[Stream]] = []
@@ -46,7 +49,8 @@ def streams_of(
         shards = source.shards
         groups.append([])
         for prefix in prefixes(name, index == 0, source.order.width):
-            decoder = Decoder(views[name], pool, shards.describe, first, seed, corrupt)  # type: ignore[arg-type]
+            where = shards.describe
+            decoder = Decoder(views[name], pool, where, first, seed, corrupt, device)  # type: ignore[arg-type]
             numbers = numbers_of(shards, source.fields)
             groups[-1].append(Stream(prefix, numbers, source.order.steps, decoder))
             first += len(views[name])

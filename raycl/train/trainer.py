@@ -57,7 +57,7 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
     online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
     alone = recipe.trainer.workers == 1 and not _cluster(recipe)
-    if alone and recipe.data.decode_on == "worker":
+    if alone and recipe.data.decode_on != "cluster":
         _here(recipe, run, plan, listen)
     else:
         _on_ray(recipe, run, plan, listen)
@@ -84,7 +84,16 @@ def _device(recipe: Recipe) -> torch.device:
     if recipe.trainer.device == "cuda" and not torch.cuda.is_available():
         raise RayclError("trainer.device: cuda was asked for, torch sees none; use auto or cpu")
     use_gpu = recipe.trainer.device != "cpu" and torch.cuda.is_available()
+    _check_decoding(recipe, use_gpu)
     return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _check_decoding(recipe: Recipe, use_gpu: bool) -> None:
+    if recipe.data.decode_on == "gpu" and not use_gpu:
+        raise RayclError(
+            "data.decode_on: gpu was asked for, and this run's workers have none; use worker or "
+            "cluster"
+        )
 
 
 def _cluster(recipe: Recipe) -> str | None:
@@ -114,6 +123,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             raise RayclError(
                 f"trainer.device: {workers} workers need a GPU each, the cluster has {gpus:g}"
             )
+        _check_decoding(recipe, bool(share.worker_gpus))
         open_run(run, recipe)
         # The board lives and dies with this driver; a namesake of another run is never met.
         board: Any = ray.remote(num_cpus=0)(Board).remote()
@@ -155,7 +165,7 @@ def _cluster_decoding(recipe: Recipe) -> Any:
     from raycl.data.source import ClusterDecoding
 
     data = recipe.data
-    if data.decode_on == "worker":
+    if data.decode_on != "cluster":
         return None
     views = {name: stream.views for name, stream in recipe.streams.items()}
     return ClusterDecoding(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from raycl.data.ffcv_engine import FFCVLoader
 from raycl.data.loader import Loader
@@ -56,7 +56,8 @@ def train(
     if recipe.data.engine == "ffcv":
         loader = FFCVLoader(plan, views, place.lanes, place.device, *data)
     else:
-        loader = Loader(plan, views, place.lanes, bundles, place.device, *data)
+        on_gpu = recipe.data.decode_on == "gpu"
+        loader = Loader(plan, views, place.lanes, bundles, place.device, *data, on_gpu)
     corpus = training_corpus(recipe, plan.first.shards, place.device)
     if recipe.data.balance == "method":
         corpus.pseudo_labels = MethodLabels(run, len(corpus))
@@ -129,7 +130,7 @@ def export(method: Method, run: Path) -> Path:
     """Writes RUN/encoder.safetensors, which loads without raycl."""
     path, partial = run / "encoder.safetensors", run / ".encoder.safetensors.partial"
     state = {k: v.detach().cpu().contiguous() for k, v in method.encoder.state_dict().items()}
-    save_file(state, partial, metadata={"format": "pt"})
+    partial.write_bytes(save(state, metadata={"format": "pt"}))
     partial.replace(path)
     return path
 

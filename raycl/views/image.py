@@ -192,6 +192,20 @@ class ImageView(_Part):
 
         ops.crop_resize(image, box, flip, out, self.interpolation)
 
+    def cut_on_device(self, image: Tensor, box: Sequence[int], flip: bool, out: Tensor) -> None:
+        """`cut` on the image's own device; the two differ by some grey levels at hard edges.
+
+        Args:
+            image: (3, H, W) uint8.
+            box: (4,) top, left, height, width.
+            out: (size, size, 3) uint8; written to.
+        """
+        from raycl.views import ops
+
+        top, left, height, width = box
+        crop = image[:, top : top + height, left : left + width]
+        ops.crop_resize_floats(crop, flip, out, self.interpolation)
+
     def cut_batch(self, images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
         """Cuts images of one size, (N, H, W, 3) uint8, at once and on their device.
 

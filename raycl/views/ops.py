@@ -152,15 +152,27 @@ def crop_resize_torch(
     top, left, height, width = box
     # from_numpy() would warn of memory that torch could not write to.
     source = torch.utils.dlpack.from_dlpack(image[top : top + height, left : left + width])
-    source = source.permute(2, 0, 1)[None]
-    target = torch.from_numpy(out).permute(2, 0, 1)[None]
-    resize, side = _RESIZE[interpolation], out.shape[:2]
+    target = torch.from_numpy(out)
     if floats:
-        target.copy_(resize(source.float(), side, False).round_().clamp_(0, 255))
-    else:
-        resize.out(source, side, False, None, None, out=target)
+        crop_resize_floats(source.permute(2, 0, 1), flip, target, interpolation)
+        return
+    target = target.permute(2, 0, 1)[None]
+    source = source.permute(2, 0, 1)[None]
+    _RESIZE[interpolation].out(source, out.shape[:2], False, None, None, out=target)
     if flip:
         target.copy_(target.flip(3))
+
+
+def crop_resize_floats(crop: Tensor, flip: bool, out: Tensor, interpolation: Interpolation) -> None:
+    """Resizes one crop with antialiasing, rounded once, and mirrors it; on any device.
+
+    Args:
+        crop: (3, h, w) uint8.
+        out: (height, width, 3) uint8; written to.
+    """
+    resized = _RESIZE[interpolation](crop[None].float(), out.shape[:2], False)[0]
+    resized = resized.flip(2) if flip else resized
+    out.copy_(resized.round_().clamp_(0, 255).permute(1, 2, 0))
 
 
 def crop_resize_batch(

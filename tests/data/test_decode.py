@@ -116,6 +116,21 @@ def test_a_damaged_sample_is_an_error_that_names_it(spoil: Damage) -> None:
         draw(rows)
 
 
+@pytest.mark.parametrize("spoil", [cut_off, lost, other_size, short_pixels, gigantic])
+def test_a_device_finds_damage_too(spoil: Damage) -> None:
+    """The CPU as the device: torchvision's decoder there notices the same damage."""
+    rows = lane()
+    spoil(rows, 3)
+    out = {name: torch.zeros(7, 8, 8, 3, dtype=torch.uint8) for name in VIEWS}
+    with decoding_threads(1) as pool:
+        decoder = Decoder(VIEWS, pool, str, corrupt="substitute", device=torch.device("cpu"))
+        drawn = finish_together([decoder.start(rows, 0, out)])[0]
+    assert drawn.rows.tolist() == [0, 1, 2, 2, 4, 5, 6]
+    expected = draw(rows, corrupt="substitute")[1]
+    for name, pixels in out.items():
+        assert (pixels.int() - torch.from_numpy(expected[name]).int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize("spoil", DAMAGES)
 def test_memory_is_what_sound_samples_need(spoil: Damage) -> None:
     rows = lane()

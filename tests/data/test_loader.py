@@ -110,6 +110,21 @@ def damage(shards: Shards, sample: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize("mode", ["jpg", "raw"])
+def test_a_device_draws_the_same_views(tmp_path: Path, mode: str) -> None:
+    """Here the CPU is the device; nvJPEG itself needs a GPU."""
+    shards = photos(tmp_path, mode=mode)
+    for one, two in zip(
+        loader_of(shards).epoch(1), loader_of(shards, on_device=True).epoch(1), strict=True
+    ):
+        assert one.keys() == two.keys()
+        for key in one:
+            tolerance = (
+                1.5 / 255 if key in ("view1", "view2") else 0
+            )  # half a level at each rounding
+            torch.testing.assert_close(one[key], two[key], rtol=0, atol=tolerance)
+
+
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     shards = photos(tmp_path)
     path = damage(shards, 23)

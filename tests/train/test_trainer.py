@@ -156,13 +156,14 @@ def test_a_directory_that_is_no_run_is_refused(tiny: list[str], tmp_path: Path) 
         ("data.indices=/nowhere.npy", r"data\.indices: cannot read /nowhere\.npy"),
         ("views.field=picture", r"has no field 'picture'.*it has: image, label"),
         ("trainer.device=cuda", "cuda"),
+        ("data.decode_on=gpu", r"data\.decode_on: gpu was asked for"),
         ("init_from=/nowhere", r"init_from: /nowhere is neither"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
     tiny: list[str], tmp_path: Path, override: str, message: str
 ) -> None:
-    if override == "trainer.device=cuda" and torch.cuda.is_available():
+    if override in ("trainer.device=cuda", "data.decode_on=gpu") and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     run = tmp_path / "run"
     with pytest.raises(RayclError, match=message):
