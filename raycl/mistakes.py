@@ -28,7 +28,11 @@ def _place(detail: Any) -> tuple[Any, ...]:
     location = detail["loc"]
     if detail["type"] == "string_type" and location[-1:] == ("str",):
         location = location[:-1]
-    return tuple(part for part in location if not (isinstance(part, str) and "[" in part))
+    return tuple(part for part in location if not _is_type(part))
+
+
+def _is_type(part: Any) -> bool:
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
 
 
 def explain_one(

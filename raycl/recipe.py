@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 class RecipeError(RayclError):
     """A recipe that cannot be run: one line for each wrong field."""
+
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -163,7 +166,9 @@ class Checkpoint(Section):
 class Trainer(Section):
     """Who computes. The global batch is `lanes * batch`, on any number of workers."""
 
-    workers: int = Field(1, ge=1)
+    workers: Count | tuple[Count, Count] = Field(
+        1, description="a number, or [least, most]: the group shrinks and grows with the cluster"
+    )
     lanes: int = Field(1, ge=1, description="virtual devices; workers must divide them")
     batch: int = Field(256, ge=1, description="samples of one lane")
     lanes_at_once: int | None = Field(
@@ -180,19 +185,29 @@ class Trainer(Section):
     checkpoint: Checkpoint = Checkpoint()
     log_every: int = Field(10, ge=1, description="steps between two logged ones")
 
+    @property
+    def group_sizes(self) -> list[int]:
+        """The numbers of workers that a group may have, ascending: those that divide the lanes."""
+        least, most = self.workers if isinstance(self.workers, tuple) else (self.workers,) * 2
+        return [n for n in range(least, most + 1) if self.lanes % n == 0]
+
     @model_validator(mode="after")
     def _divide(self) -> Trainer:
-        if self.lanes % self.workers:
+        given = self.workers if isinstance(self.workers, int) else list(self.workers)
+        if isinstance(given, list) and given[0] > given[1]:
+            raise ValueError(f"workers={given}: give [least, most]")
+        if not self.group_sizes:
             fits = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
             raise ValueError(
-                f"workers={self.workers} does not divide lanes={self.lanes}; "
+                f"workers={given} does not divide lanes={self.lanes}; "
                 f"allowed numbers of workers: {', '.join(map(str, fits))}"
             )
-        if self.lanes_at_once and (self.lanes // self.workers) % self.lanes_at_once:
-            raise ValueError(
-                f"lanes_at_once={self.lanes_at_once} does not divide the "
-                f"{self.lanes // self.workers} lanes of a worker"
-            )
+        for size in self.group_sizes:
+            if self.lanes_at_once and (self.lanes // size) % self.lanes_at_once:
+                raise ValueError(
+                    f"lanes_at_once={self.lanes_at_once} does not divide the "
+                    f"{self.lanes // size} lanes of a worker"
+                )
         return self
 
 

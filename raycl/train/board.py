@@ -1,4 +1,4 @@
-"""What rank 0 tells the driver; its actor starts without torch."""
+"""What the driver, the controller and rank 0 tell each other; its actor starts without torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class Board:
-    """Where rank 0 writes what the driver shows; lives in an actor."""
+    """An actor: rank 0 writes what the driver shows, and hears when a checkpoint is wanted."""
 
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
-        self._reason = ""
+        self._asked = 0
 
     def put(self, record: dict[str, Any]) -> None:
         self._records.append(record)
@@ -19,8 +19,10 @@ class Board:
         records, self._records = self._records, []
         return records
 
-    def fail(self, reason: str) -> None:
-        self._reason = self._reason or reason
+    def ask(self) -> None:
+        """A checkpoint is wanted soon."""
+        self._asked += 1
 
-    def reason(self) -> str:
-        return self._reason
+    def asked(self) -> int:
+        """How often one has been asked for."""
+        return self._asked

@@ -86,6 +86,11 @@ def newest(run: Path) -> Path | None:
     return next((folder for folder in _complete_folders(run) if _sound(folder)), None)
 
 
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint that is complete, whatever became of its files since."""
+    return next(iter(_complete_folders(run)), None)
+
+
 def cursor(folder: Path | None) -> tuple[int, int]:
     """(epoch, step within it) of the next batch; the start where there is no checkpoint."""
     if folder is None:

@@ -91,8 +91,10 @@ class Loop:
         self.step = 0
         self.done = False
         self.interrupted = False  # set from outside: save after this step and stop
+        self.asked = False  # set from outside on any rank: save at the next logged step
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] = {}
+        self._due = False  # some rank was asked, and all know it
         self._sums: dict[str, Tensor] = {}  # (2,) sum and count of each metric since it was logged
         self._check_accumulation()
 
@@ -163,6 +165,9 @@ class Loop:
                 if self.interrupted:
                     self.save()
                     raise KeyboardInterrupt
+                if self._due:
+                    self.save()
+                    self._due = False
                 if self.step == self.total:
                     break
 
@@ -291,7 +296,11 @@ class Loop:
     def _mean_metrics(self) -> dict[str, float]:
         """Means since the last call, over steps and ranks."""
         sums, counts = torch.stack(list(self._sums.values())).unbind(1)
-        means = collectives.all_reduce_mean(sums / counts).tolist()
+        asked, self.asked = sums.new_full((1,), self.asked), False
+        *means, asked_share = collectives.all_reduce_mean(
+            torch.cat([sums / counts, asked])
+        ).tolist()
+        self._due = asked_share > 0
         metrics = dict(zip(self._sums, means, strict=True))
         self._sums = {}
         if not all(abs(value) < float("inf") for value in means):

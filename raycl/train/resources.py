@@ -19,14 +19,18 @@ class Resources:
     worker_gpus: int
 
 
-def decide(cpus: float, gpus: float, workers: int, device: str) -> Resources:
+def decide(cpus: float, gpus: float, workers: int, device: str, hosts: int = 1) -> Resources:
     """Divides a cluster.
 
     Args:
         cpus, gpus: what the cluster has in all.
+        workers: the most that there will be.
         device: of the recipe: "auto" takes a GPU for every worker where there are enough.
+        hosts: of the cluster. Where there are several, some may go: beside every worker that fits
+            on a host, reading has to fit too.
     """
-    reading = min(1.0, cpus / 2)
-    share = math.floor(min(1.0, (cpus - reading) / workers) * 1000) / 1000
+    reading = min(1.0, cpus / 2) if hosts == 1 else 0.1 * min(1.0, cpus / workers)
+    left = cpus - reading if hosts == 1 else 0.9 * cpus
+    share = math.floor(min(1.0 if hosts == 1 else 0.9, left / workers) * 1000) / 1000
     use_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
     return Resources(share, reading, int(use_gpu))

@@ -20,7 +20,7 @@ from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.train import checkpoint
 from raycl.train.board import Board
-from raycl.train.loop import Place
+from raycl.train.loop import Loop, Place
 from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
 from raycl.train.worker import (
@@ -32,6 +32,9 @@ from raycl.train.worker import (
     train,
     training_corpus,
 )
+
+START_TIMEOUT = 30  # seconds that a worker group may take to find its places
+RESIZE = 15.0  # seconds between two looks whether the group could be larger
 
 Listen = Callable[[dict[str, Any]], None]
 
@@ -104,39 +107,52 @@ def _cluster(recipe: Recipe) -> str | None:
 def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     # Must stand before Ray Train is imported by anyone in this process.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # What Ray believes to be free on a host that has just gone is waited for until this is over.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
     import ray
     import ray.train
     import ray.train.torch
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raycl.data.connect import connected
     from raycl.data.source import PlannedData, warm_dataset
+    from raycl.train.backend import NodeTorchConfig
+    from raycl.train.group import GroupTrainer
 
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
-    here = {"env_vars": {"PYTHONPATH": path}}
-    with connected(recipe.trainer.address, runtime_env=here):
+    environment = {"env_vars": {"PYTHONPATH": path}}
+    with connected(recipe.trainer.address, runtime_env=environment):
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
-        workers = recipe.trainer.workers
-        share = decide(cpus, gpus, workers, recipe.trainer.device)
-        if share.worker_gpus * workers > gpus:
+        sizes = recipe.trainer.group_sizes
+        hosts = sum(node["Alive"] for node in ray.nodes())
+        share = decide(cpus, gpus, sizes[-1], recipe.trainer.device, hosts)
+        if share.worker_gpus * sizes[0] > gpus:
             raise RayclError(
-                f"trainer.device: {workers} workers need a GPU each, the cluster has {gpus:g}"
+                f"trainer.device: {sizes[0]} workers need a GPU each, the cluster has {gpus:g}"
             )
         _check_decoding(recipe, bool(share.worker_gpus))
         open_run(run, recipe)
-        # The board lives and dies with this driver; a namesake of another run is never met.
-        board: Any = ray.remote(num_cpus=0)(Board).remote()
-        trainer = ray.train.torch.TorchTrainer(
+        # The board lives and dies with this driver, on its host, whichever others are lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        trainer = GroupTrainer(
             _worker,
+            run=run,
+            sizes=sizes,
+            board=board,
             train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
+            torch_config=NodeTorchConfig(),
+            scaling_config=ScalingConfig(
+                num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]),
+                elastic_resize_monitor_interval_s=RESIZE,
                 use_gpu=bool(share.worker_gpus),
                 resources_per_worker={"CPU": share.worker_cpus}
                 | ({"GPU": share.worker_gpus} if share.worker_gpus else {}),
             ),
-            run_config=ray.train.RunConfig(
+            run_config=RunConfig(
                 # A name of its own for every start: raycl resumes from its own checkpoints.
                 name=f"train-{time.time_ns()}",
                 storage_path=str(run / "ray"),
@@ -155,9 +171,9 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             except SystemExit as error:  # how Ray Train ends a run on Ctrl-C
                 raise KeyboardInterrupt from error
             except ray.train.TrainingFailedError as error:
-                message = ray.get(board.reason.remote())
-                if message:
-                    raise RayclError(message) from error
+                for failure in getattr(error, "worker_failures", {}).values():
+                    if isinstance(failure, RayclError):
+                        raise failure from error
                 raise
 
 
@@ -206,13 +222,25 @@ def _worker(config: dict[str, Any]) -> None:
             (Path(pointer) / "checkpoint.txt").write_text(str(folder))
             ray.train.report({"step": step}, ray.train.Checkpoint(pointer))
 
-    ears = Ears(metrics=lambda record: board.put.remote(record), checkpoint=announce)
-    place = Place(device, lanes, rank, world)
-    try:
-        train(recipe, config["run"], plan, place, bundles, ears)
-    except RayclError as error:
-        ray.get(board.fail.remote(str(error)))
-        raise
+    ears = Ears(
+        metrics=lambda record: board.put.remote(record),
+        checkpoint=announce,
+        loop=lambda loop: None if rank else _listen(board, loop),
+    )
+    train(recipe, config["run"], plan, Place(device, lanes, rank, world), bundles, ears)
+
+
+def _listen(board: Any, loop: Loop) -> None:
+    """Hands on that a checkpoint was asked for, from now until this process ends."""
+    import ray
+
+    def listen(heard: int) -> None:
+        while True:
+            time.sleep(1)
+            asked = ray.get(board.asked.remote())
+            loop.asked, heard = loop.asked or asked > heard, asked
+
+    threading.Thread(target=listen, args=[ray.get(board.asked.remote())], daemon=True).start()
 
 
 @contextmanager

@@ -1,0 +1,27 @@
+"""SimCLR that writes down which samples every lane has seen, step by step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from raycl.methods.base import Batch, Output, Step
+from raycl.methods.simclr import SimCLR
+
+
+class Watched(SimCLR):
+    class Config(SimCLR.Config):
+        log: str
+
+    def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
+        rows = batch["id"].view(len(step.lanes), -1).tolist()
+        with (Path(self.config.log) / f"{os.getpid()}.txt").open("a") as file:
+            for lane, ids in zip(step.lanes, rows, strict=True):
+                file.write(f"{step.epoch} {step.index} {lane} {' '.join(map(str, ids))}\n")
+        yield from super().training_step(batch, step)
+
+
+def seen(folder: Path) -> set[str]:
+    """Lines of all processes: epoch, step, lane, sample ids."""
+    return {line for path in folder.glob("*.txt") for line in path.read_text().splitlines()}
