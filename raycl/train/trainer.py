@@ -136,7 +136,8 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         _check_decoding(recipe, bool(share.worker_gpus))
         open_run(run, recipe)
         # The board lives and dies with this driver, on its host, whichever others are lost.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        node = ray.get_runtime_context().get_node_id()
+        here: Any = NodeAffinitySchedulingStrategy(node, soft=False)
         board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
         trainer = GroupTrainer(
             _worker,

