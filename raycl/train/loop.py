@@ -131,7 +131,8 @@ class Loop:
             self.done |= self._out_of_patience(epoch)
             if self.done and "method" in self.best:
                 self.method.load_state_dict(self.best["method"])
-            if self.done or (epoch + 1) % self.recipe.trainer.checkpoint.every_epochs == 0:
+            every = self.recipe.trainer.checkpoint.every_epochs
+            if self.done or self._due or (epoch + 1) % every == 0:
                 self.save()
         return self.metrics
 
@@ -167,7 +168,6 @@ class Loop:
                     raise KeyboardInterrupt
                 if self._due:
                     self.save()
-                    self._due = False
                 if self.step == self.total:
                     break
 
@@ -359,6 +359,7 @@ class Loop:
             observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
 
     def save(self) -> None:
+        self._due = False
         if self.run is None:
             return
         average_statistics(self.method)

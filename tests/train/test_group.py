@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from raycl.errors import RayclError
 from raycl.recipe import RecipeError, load
 from raycl.train import checkpoint
+from raycl.train.backend import interface_of
 from raycl.train.group import TRIES, Elastic, Restart
 from raycl.train.trainer import pretrain
 from tests.conftest import Cluster
@@ -116,6 +117,11 @@ def test_a_group_saves_before_it_grows(tmp_path: Path, monkeypatch: pytest.Monke
     complete(tmp_path, 7)
     decision = policy.make_decision_for_running_worker_group(**states)
     assert isinstance(decision, ResizeDecision) and decision.num_workers == 3
+
+
+def test_the_interface_of_an_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.77") is None
 
 
 @pytest.mark.parametrize(

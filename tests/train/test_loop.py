@@ -223,6 +223,24 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, a
         assert torch.equal(value, rest.state_dict()[name]), name
 
 
+class AskAfter(StopAfter):
+    """Asks one rank for a checkpoint after some steps, as a cluster that grows does."""
+
+    def after_step(self, event: Event) -> None:
+        self.loop.asked |= event.step.index + 1 == self.steps
+
+
+def test_a_checkpoint_that_is_asked_for_comes_at_the_next_logged_step(tmp_path: Path) -> None:
+    made = recipe(
+        "trainer.stop.epochs=2", "trainer.log_every=1", "trainer.checkpoint.keep=9", lanes=2
+    )
+    ask = AskAfter(4)
+    ask.loop = loop_of(made, method_of(made), run=tmp_path, observers=[ask])
+    ask.loop.fit()
+    folders = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert [int(name.partition("-")[2]) for name in folders] == [3, 5, 6]
+
+
 def test_stop_at_a_number_of_steps() -> None:
     made = recipe("trainer.stop={epochs: 5, steps: 4}")
     loop = loop_of(made, method_of(made))
