@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import raycl
+
 if TYPE_CHECKING:
     from raycl.data.staging import Written
     from raycl.recipe import Recipe
@@ -36,6 +38,21 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run director
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to override.")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raycl {raycl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 class Protocol(StrEnum):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import raycl
 from raycl.beton import JSONField, Writer
 from raycl.cli import main
 
@@ -24,6 +25,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
+
+
+def test_the_version(monkeypatch: Patch, capsys: Captured) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"raycl {raycl.__version__}\n"
 
 
 @pytest.mark.parametrize(

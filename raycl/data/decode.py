@@ -146,9 +146,10 @@ class Decoder:
                     bad[row] = str(error)
                     break
                 middle = time.perf_counter()
-                shrunk = image.shape[0] / field.sizes[row][0]
                 for name, view, boxes, flips in field.views:
-                    box = boxes[row] if shrunk == 1 else [round(x * shrunk) for x in boxes[row]]
+                    box = boxes[row]
+                    if image.shape[:2] != field.sizes[row]:
+                        box = shrunk(box, field.sizes[row], image.shape[:2])
                     view.cut(image, box, flips[row], out[name][row])
                 end = time.perf_counter()
                 decoding, cropping = decoding + middle - begin, cropping + end - middle
@@ -308,6 +309,13 @@ class _Field:
         if memory is None or memory.size < bytes_:
             memory = _memory.buffer = np.empty(bytes_, np.uint8)
         return decode_jpeg(self.payloads[row], self.least[row], memory)
+
+
+def shrunk(box: Sequence[int], size: tuple[int, int], to: tuple[int, ...]) -> list[int]:
+    """A box of an image of a size, on that image decoded to another; both sides round up there."""
+    share = to[0] / size[0]
+    top, left, height, width = (round(x * share) for x in box)
+    return [top, left, min(height, to[0] - top), min(width, to[1] - left)]
 
 
 def _least(

@@ -13,6 +13,7 @@ class Board:
         self._asked = 0
 
     def put(self, record: dict[str, Any]) -> None:
+        """Metrics of a step, or a note of what happened."""
         self._records.append(record)
 
     def take(self) -> list[dict[str, Any]]:

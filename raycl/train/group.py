@@ -37,12 +37,12 @@ class GroupTrainer(TorchTrainer):
     Args:
         run: run directory, whose checkpoints tell progress.
         sizes: numbers of workers that the group may have, ascending.
-        board: actor that asks the workers for a checkpoint.
+        board: actor that tells the driver of failures, and asks workers for a checkpoint.
     """
 
     def __init__(self, *args: Any, run: Path, sizes: list[int], board: Any, **settings: Any):
         super().__init__(*args, **settings)
-        self._policies: dict[str, Any] = {"failure_policy": Restart(run)}
+        self._policies: dict[str, Any] = {"failure_policy": Restart(run, board)}
         if len(sizes) > 1:
             config: Any = self.scaling_config
             self._policies["scaling_policy"] = Elastic(config, run, sizes, board)
@@ -57,9 +57,9 @@ class Restart(DefaultFailurePolicy):
     A count over the whole run, as Ray Train's own, would end a long run on nodes that come and go.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, board: Any) -> None:
         super().__init__(FailureConfig(max_failures=-1))
-        self.run = run
+        self.run, self.board = run, board
         self._newest: Path | None = None
         self._tries = 0
 
@@ -72,6 +72,10 @@ class Restart(DefaultFailurePolicy):
         self._newest = newest
         if failures and self._tries >= TRIES:
             return FailureDecision.RAISE
+        where = f"checkpoint {newest.name}" if newest else "the beginning"
+        what = [line for line in str(training_failed_error).splitlines() if line.strip()]
+        note = f"the worker group failed and starts again from {where}: {what[-1].strip()}"
+        self.board.put.remote({"note": note})
         return super().make_decision(training_failed_error)
 
 

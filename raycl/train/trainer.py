@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -35,6 +36,8 @@ from raycl.train.worker import (
 
 START_TIMEOUT = 30  # seconds that a worker group may take to find its places
 RESIZE = 15.0  # seconds between two looks whether the group could be larger
+
+_log = logging.getLogger(__name__)
 
 Listen = Callable[[dict[str, Any]], None]
 
@@ -251,10 +254,16 @@ def _relay(board: Any, listen: Listen) -> Iterator[None]:
 
     finished = threading.Event()
 
+    def hand_on() -> None:
+        for record in ray.get(board.take.remote()):
+            if "note" in record:
+                _log.warning(record["note"])
+            else:
+                listen(record)
+
     def relay() -> None:
         while not finished.wait(0.5):
-            for record in ray.get(board.take.remote()):
-                listen(record)
+            hand_on()
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()
@@ -263,5 +272,4 @@ def _relay(board: Any, listen: Listen) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-        for record in ray.get(board.take.remote()):
-            listen(record)
+        hand_on()

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from raycl.beton.fields import JPG, RAW
-from raycl.data.decode import Decoder, Drawn, decoding_threads, finish_together
+from raycl.data.decode import Decoder, Drawn, decoding_threads, finish_together, shrunk
 from raycl.data.loader import SPARED
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
@@ -241,3 +241,15 @@ def test_a_single_damaged_sample_refuses_nothing(tmp_path: Path) -> None:
     loader = loader_of(Shards(tmp_path), corrupt="substitute")
     for epoch in range(SPARED):
         assert len(list(loader.host(epoch))) == 3
+
+
+@pytest.mark.parametrize("eighths", [1, 2, 3, 4, 5])
+def test_boxes_stay_inside_images_that_are_decoded_smaller(eighths: int) -> None:
+    for height in range(90, 120):
+        width = 2 * height - 91
+        to = tuple(-(-side * eighths // 8) for side in (height, width))  # as libjpeg rounds
+        for edge in range(8):
+            box = [edge, edge, height - edge, width - edge]
+            top, left, rows, columns = shrunk(box, (height, width), to)
+            assert 0 < rows <= to[0] - top and 0 < columns <= to[1] - left
+            assert abs(rows - (height - edge) * eighths / 8) < 2

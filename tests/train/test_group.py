@@ -71,8 +71,26 @@ def complete(run: Path, step: int) -> None:
     checkpoint.save(run, step, {"x": torch.zeros(1)}, (0, step))
 
 
+class Handle:
+    """A method of an actor's handle."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def remote(self, *arguments: Any) -> None:
+        self.calls.append(arguments)
+
+
+class Board:
+    """Stands for the actor: what the policies call is kept."""
+
+    def __init__(self) -> None:
+        self.ask, self.put = Handle(), Handle()
+
+
 def test_a_group_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
-    policy = Restart(tmp_path)
+    board = Board()
+    policy = Restart(tmp_path, board)
     lost = WorkerGroupError("", {0: RuntimeError("Connection closed by peer")})
     for _ in range(TRIES - 1):
         assert policy.make_decision(lost) == FailureDecision.RETRY
@@ -80,26 +98,20 @@ def test_a_group_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
     for _ in range(TRIES - 1):
         assert policy.make_decision(lost) == FailureDecision.RETRY
     assert policy.make_decision(lost) == FailureDecision.RAISE
+    notes = [call[0]["note"] for call in board.put.calls]
+    assert len(notes) == 2 * (TRIES - 1)
+    assert "from the beginning: Training failed" in notes[0]
+    assert "from checkpoint step-0000000005: " in notes[-1]
 
 
 @pytest.mark.parametrize("error", [RayclError("bad sample"), TypeError("a bug")])
 def test_what_will_not_pass_is_raised_at_once(tmp_path: Path, error: Exception) -> None:
     lost = WorkerGroupError("", {0: error, 1: RuntimeError("Connection closed by peer")})
-    assert Restart(tmp_path).make_decision(lost) == FailureDecision.RAISE
-
-
-class Asked:
-    """A board's handle: `ask.remote()` is what the policy calls."""
-
-    def __init__(self) -> None:
-        self.ask, self.count = self, 0
-
-    def remote(self) -> None:
-        self.count += 1
+    assert Restart(tmp_path, Board()).make_decision(lost) == FailureDecision.RAISE
 
 
 def test_a_group_saves_before_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Asked()
+    board = Board()
     config = ScalingConfig(num_workers=(1, 6), resources_per_worker={"CPU": 1})
     policy = Elastic(config, tmp_path, [1, 2, 3, 6], board)
     assert policy._count_possible_workers({"a": {"CPU": 3.0}, "b": {"CPU": 2.0}}) == 3
@@ -112,7 +124,7 @@ def test_a_group_saves_before_it_grows(tmp_path: Path, monkeypatch: pytest.Monke
     )
     states: Any = {"worker_group_state": None, "worker_group_status": None}
     assert isinstance(policy.make_decision_for_running_worker_group(**states), NoopDecision)
-    assert board.count == 1
+    assert len(board.ask.calls) == 1
     assert isinstance(policy.make_decision_for_running_worker_group(**states), NoopDecision)
     complete(tmp_path, 7)
     decision = policy.make_decision_for_running_worker_group(**states)

@@ -15,6 +15,13 @@ def test_reading_never_starves(cpus: int, workers: int) -> None:
     assert share.worker_cpus * workers + share.read_cpus <= cpus + 1e-9
 
 
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_reading_fits_beside_the_workers_of_the_hosts_that_are_left(cores: int) -> None:
+    share = decide(3 * cores, 0, 2 * cores, "auto", hosts=3)
+    on_one_host = cores // share.worker_cpus
+    assert on_one_host * share.worker_cpus + share.read_cpus <= cores + 1e-9
+
+
 def test_gpus() -> None:
     assert decide(16, 1, 1, "auto").worker_gpus == 1
     assert decide(16, 1, 2, "auto").worker_gpus == 0
