@@ -609,7 +609,7 @@ def stream_through_ray(
 
     start_ray(None, store)
     plan = raycl_loader(data, 1).plan
-    share = decide(ray.cluster_resources()["CPU"], 0.0, 1, "cpu")
+    share = decide(ray.cluster_resources()["CPU"], 0.0, [1], "cpu")
 
     def work(config: dict[str, Any]) -> None:
         torch.set_num_threads(1)

@@ -19,18 +19,24 @@ class Resources:
     worker_gpus: int
 
 
-def decide(cpus: float, gpus: float, workers: int, device: str, hosts: int = 1) -> Resources:
+def decide(cpus: float, gpus: float, sizes: list[int], device: str, hosts: int = 1) -> Resources:
     """Divides a cluster.
 
     Args:
         cpus, gpus: what the cluster has in all.
-        workers: the most that there will be.
-        device: of the recipe: "auto" takes a GPU for every worker where there are enough.
+        sizes: numbers of workers that there may be, ascending.
+        device: of the recipe: "auto" takes a GPU for every worker where there are enough for the
+            smallest group.
         hosts: of the cluster. Where there are several, some may go: beside every worker that fits
             on a host, reading has to fit too.
     """
-    reading = min(1.0, cpus / 2) if hosts == 1 else 0.1 * min(1.0, cpus / workers)
-    left = cpus - reading if hosts == 1 else 0.9 * cpus
-    share = math.floor(min(1.0 if hosts == 1 else 0.9, left / workers) * 1000) / 1000
-    use_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
-    return Resources(share, reading, int(use_gpu))
+    most = sizes[-1]
+    if hosts == 1:
+        reading = min(1.0, cpus / 2)
+        share = min(1.0, (cpus - reading) / most)
+    else:
+        share = 0.9 * min(1.0, cpus / most)
+        # A host whose every CPU has a worker has this much left.
+        reading = share / 9 * min(10.0, cpus / hosts)
+    use_gpu = device == "cuda" or (device == "auto" and gpus >= sizes[0])
+    return Resources(math.floor(share * 1000) / 1000, reading, int(use_gpu))

@@ -131,7 +131,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
         sizes = recipe.trainer.group_sizes
         hosts = sum(node["Alive"] for node in ray.nodes())
-        share = decide(cpus, gpus, sizes[-1], recipe.trainer.device, hosts)
+        share = decide(cpus, gpus, sizes, recipe.trainer.device, hosts)
         if share.worker_gpus * sizes[0] > gpus:
             raise RayclError(
                 f"trainer.device: {sizes[0]} workers need a GPU each, the cluster has {gpus:g}"
