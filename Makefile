@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 env: .venv/.ffcv
 
-.venv/.packages: pyproject.toml requirements.txt hatch_build.py raycl/views/crop.c
+.venv/.packages: pyproject.toml requirements.txt .ci/build_crop.py raycl/views/crop.c
 	@sh .ci/env.sh packages
 	@touch $@
 

@@ -99,7 +99,11 @@ def test_the_wheel_holds_recipes_and_types(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_machine_without_a_compiler_gets_a_wheel_of_python_alone(tmp_path: Path) -> None:
-    shutil.copytree(ROOT, tmp_path / "raycl", ignore=shutil.ignore_patterns(".*", "*.so", "build"))
+    shutil.copytree(
+        ROOT,
+        tmp_path / "raycl",
+        ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache", "*.so", "build"),
+    )
     code = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
