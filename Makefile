@@ -1,7 +1,7 @@
 # Needs make, python3 (3.11 or newer) and python3-venv. `make demo` or `make test` may come first.
 BIN := .venv/bin
 
-.PHONY: env ffcv demo test lint types pytest hosts lock clean
+.PHONY: env ffcv demo test lint types pytest hosts soak lock clean
 
 env: .venv/.ffcv
 
@@ -37,6 +37,10 @@ pytest: .venv/.packages
 # Needs root and iproute2: hosts are network namespaces. Takes some minutes.
 hosts: .venv/.packages
 	RAYCL_NEEDS_HOSTS=1 $(BIN)/python -m pytest -s tests/cluster
+
+# Thirty random faults over one run; about half an hour.
+soak: .venv/.packages
+	RAYCL_NEEDS_HOSTS=1 $(BIN)/python -m pytest -s tests/cluster/soak.py
 
 # Keeps the versions that still fit; for the newest: make lock UPGRADE=--upgrade
 lock: .venv/.packages

@@ -228,13 +228,17 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also raw pixels and the untrained encoder.")
     ] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="The best checkpoint, not the newest.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a run's encoder: weighted kNN, linear probes, few labels."""
     from raycl.train.evaluation import evaluate as score
 
     changes = [f"evaluation.protocols=[{','.join(protocol)}]"] if protocol else []
-    result = score(run, [*(overrides or []), *changes], baselines=baselines, listen=_say)
+    settings = [*(overrides or []), *changes]
+    result = score(run, settings, baselines=baselines, best=best, listen=_say)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

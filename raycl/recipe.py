@@ -158,9 +158,17 @@ class Stop(Section):
     patience: Patience | None = None
 
 
+class Best(Section):
+    """A metric of the run, such as knn, and whether the highest or the lowest value is best."""
+
+    metric: str
+    mode: Literal["min", "max"] = "max"
+
+
 class Checkpoint(Section):
     every_epochs: int = Field(1, ge=1)
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, description="the newest that stay")
+    best: Best | None = Field(None, description="the best by a metric stays as well")
 
 
 class Trainer(Section):
@@ -179,6 +187,9 @@ class Trainer(Section):
     channels_last: bool = True
     address: str | None = Field(
         None, description="Ray cluster to run on, 'auto' for this machine's"
+    )
+    storage: str | None = Field(
+        None, description="URI or directory that all hosts reach, for checkpoints and run files"
     )
     seed: int = Field(0, ge=0)
     stop: Stop = Stop()

@@ -52,7 +52,7 @@ class RemoteFile:
                 raise ConnectionError(f"{len(content)} of {size} bytes came from byte {start} on")
             return memoryview(content)
 
-        return storage.retried(self.uri, work) if size else memoryview(b"")
+        return storage.retried(self.uri, work, storage.PATIENCE) if size else memoryview(b"")
 
     def gather(self, starts: np.ndarray, sizes: np.ndarray, page_size: int) -> list[memoryview]:
         parts = [memoryview(b"")] * len(starts)
@@ -81,7 +81,9 @@ class RemoteFile:
 
     @lazy
     def _blob(self) -> storage.Blob:
-        blob = storage.retried(self.uri, lambda: storage.store(self.uri).open(self.uri))
+        blob = storage.retried(
+            self.uri, lambda: storage.store(self.uri).open(self.uri), storage.PATIENCE
+        )
         if blob.size != self.size:
             raise RayclError(
                 f"{self.name}: has changed: {blob.size} bytes, and {self.size} when the data set "

@@ -7,6 +7,7 @@ it stands in recipes, reports and logs.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from raycl.errors import RayclError
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 6
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds
+PATIENCE = 120.0  # seconds that a run which has begun waits for storage to come back
 
 _ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _SECRET = re.compile(r"sig|token|credential|key|secret|password|auth", re.IGNORECASE)
@@ -71,6 +73,9 @@ class Store(Protocol):
 
     def open(self, uri: str) -> Blob:
         """A file for ranged reads from many threads."""
+
+    def arrow(self, uri: str) -> tuple[Any, str]:
+        """pyarrow's file system for it, and the path that it goes by there."""
 
 
 class Blob(Protocol):
@@ -138,28 +143,33 @@ def listed(uri: str) -> list[Entry]:
     return [Entry(f"{base.rstrip('/')}/{n}{tail}", s, v) for n, s, v in sorted(found)]
 
 
-def retried(uri: str, work: Callable[[], T]) -> T:
+def retried(uri: str, work: Callable[[], T], patience: float = 0.0) -> T:
     """Runs a request until it succeeds or its failure will not pass; pauses grow, with jitter.
 
+    Args:
+        patience: seconds that it goes on for at least, however often it has failed.
+
     Raises:
-        Unavailable: there is no such file, or it may not be read.
+        Unavailable: there is no such file, or it may not be used.
         RayclError: it failed too often.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    begin = time.monotonic()
+    for attempt in itertools.count(1):
         try:
             return work()
         except RayclError:
             raise
         except Exception as error:
-            failure = _failure(uri, error)
-            if isinstance(failure, Unavailable) or attempt == ATTEMPTS:
+            failure = _failure(uri, error, attempt)
+            often = attempt >= ATTEMPTS and time.monotonic() - begin >= patience
+            if isinstance(failure, Unavailable) or often:
                 # Not chained: what the libraries say may hold URLs with signatures.
                 raise failure from None
         time.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)))
     raise AssertionError
 
 
-def _failure(uri: str, error: Exception) -> RayclError:
+def _failure(uri: str, error: Exception, attempt: int) -> RayclError:
     """What a library's error means to the user."""
     name, reason = redacted(uri), scrubbed(str(error)) or type(error).__name__
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
@@ -173,7 +183,7 @@ def _failure(uri: str, error: Exception) -> RayclError:
     if isinstance(error, ImportError | ValueError | TypeError):
         return Unavailable(f"{name}: cannot be opened: {reason}")
     return RayclError(
-        f"{name}: cannot be read after {ATTEMPTS} attempts: {reason}; check the network and the "
+        f"{name}: cannot be reached after {attempt} attempts: {reason}; check the network and the "
         f"server, then resume"
     )
 

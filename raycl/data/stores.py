@@ -35,6 +35,9 @@ class ArrowStore:
     def open(self, uri: str) -> ArrowBlob:
         return ArrowBlob(self._fs.open_input_file(_path(uri)))
 
+    def arrow(self, uri: str) -> tuple[Any, str]:
+        return self._fs, _path(uri)
+
 
 class ArrowBlob:
     def __init__(self, file: Any) -> None:
@@ -80,6 +83,11 @@ class FsspecStore:
 
     def open(self, uri: str) -> FsspecBlob:
         return FsspecBlob(self._fs, uri, *self.stat(uri))
+
+    def arrow(self, uri: str) -> tuple[Any, str]:
+        from pyarrow import fs
+
+        return fs.PyFileSystem(fs.FSSpecHandler(self._fs)), self._fs._strip_protocol(uri)
 
 
 class FsspecBlob:

@@ -77,6 +77,15 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
     _coalesced(tensors, lambda flat: dist.broadcast(flat, src=0))
 
 
+def agreed(number: int, device: torch.device | str = "cpu") -> int:
+    """Rank 0's number, on every rank."""
+    if world_size() == 1:
+        return number
+    shared = torch.tensor([number], device=device)
+    dist.broadcast(shared, src=0)
+    return int(shared.item())
+
+
 def barrier() -> None:
     """Returns when all ranks have come to it."""
     if world_size() > 1:

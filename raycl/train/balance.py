@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from raycl.data.folder import Folder
+from raycl.data.storage import Unavailable
 from raycl.errors import RayclError
 
 
@@ -30,30 +32,24 @@ class EveryEpoch:
 class MethodLabels:
     """Weights from the pseudo-labels that the method gave to `corpus.balance` before the epoch.
 
-    They lie in the run directory, where read tasks on other nodes and a resumed run find them.
+    They lie beside the checkpoints, where read tasks on other nodes and a resumed run find them.
     """
 
-    run: Path
+    place: Folder
     count: int
-
-    def path(self, epoch: int) -> Path:
-        return self.run / "pseudo-labels" / f"{epoch:06d}.npy"
 
     def write(self, epoch: int, labels: np.ndarray) -> None:
         """Sets the labels (M,) of the samples in the order of the corpus."""
         if labels.shape != (self.count,):
             raise ValueError(f"{self.count} labels are needed, got an array of {labels.shape}")
-        path = self.path(epoch)
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, labels)
-        partial.replace(path)
+        file = io.BytesIO()
+        np.save(file, labels)
+        self.place.write(f"{epoch:06d}.npy", file.getbuffer())
 
     def __call__(self, epoch: int) -> np.ndarray:
         try:
-            return evened(np.load(self.path(epoch)))
-        except FileNotFoundError:
+            return evened(np.load(io.BytesIO(self.place.read(f"{epoch:06d}.npy"))))
+        except (FileNotFoundError, Unavailable):
             raise RayclError(
                 f"data.balance=method: the method gave no labels for epoch {epoch}; it has to call "
                 f"corpus.balance() before every epoch"

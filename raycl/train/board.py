@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+LISTENING = 5.0  # seconds after which rank 0, not heard of, is taken for gone
 
 
 class Board:
@@ -11,6 +14,7 @@ class Board:
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
         self._asked = 0
+        self._listened = float("-inf")
 
     def put(self, record: dict[str, Any]) -> None:
         """Metrics of a step, or a note of what happened."""
@@ -20,10 +24,12 @@ class Board:
         records, self._records = self._records, []
         return records
 
-    def ask(self) -> None:
-        """A checkpoint is wanted soon."""
+    def ask(self) -> bool:
+        """A checkpoint is wanted soon; says whether there is somebody to write one."""
         self._asked += 1
+        return time.monotonic() - self._listened < LISTENING
 
     def asked(self) -> int:
-        """How often one has been asked for."""
+        """How often one has been asked for; rank 0 looks every second while it trains."""
+        self._listened = time.monotonic()
         return self._asked

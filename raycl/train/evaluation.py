@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from raycl import recipe as recipes
+from raycl.data.folder import Folder
 from raycl.data.loader import walk
 from raycl.data.order import Order, singles
+from raycl.errors import RayclError
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
@@ -42,12 +44,14 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     baselines: bool = False,
+    best: bool = False,
     listen: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Scores the newest checkpoint; writes RUN/evaluation.json and RUN/embedding.npz.
 
     Args:
         overrides: fields of the run's recipe to change, such as another `data.test`.
+        best: score the best checkpoint by the recipe's `trainer.checkpoint.best` instead.
         baselines: also raw pixels and the encoder as it was before training.
         listen: hears what is being computed.
 
@@ -56,7 +60,7 @@ def evaluate(
     """
     keep_freed_memory()
     recipe = absolute(recipes.load(run, overrides))
-    saved = checkpoint.require(run)
+    saved = _checkpoint(run, recipe, best)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = training_corpus(recipe, open_data(recipe, "train"), device)
     test = held_out(recipe, train)
@@ -85,14 +89,29 @@ def evaluate(
     return result
 
 
+def _checkpoint(run: Path, recipe: Recipe, best: bool) -> Folder:
+    if not best:
+        return checkpoint.require(run, recipe.trainer.storage)
+    rule = recipe.trainer.checkpoint.best
+    if rule is None:
+        raise RayclError(
+            "trainer.checkpoint.best: names no metric, so there is no best checkpoint; add "
+            "'trainer.checkpoint.best={metric: knn}', before training to have it kept"
+        )
+    found = checkpoint.best(checkpoint.folder(run, recipe.trainer.storage), rule.metric, rule.mode)
+    if found is None:
+        raise RayclError(f"{run}: no checkpoint holds the metric {rule.metric!r}")
+    return found
+
+
 def _untrained(recipe: Recipe, train: ShardCorpus) -> nn.Module:
     torch.manual_seed(recipe.trainer.seed)
     return recipe.build(DataInfo(len(train.shards), train.shards.classes)).encoder
 
 
-def _trained(recipe: Recipe, train: ShardCorpus, saved: Path) -> nn.Module:
+def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> nn.Module:
     method = recipe.build(DataInfo(len(train.shards), train.shards.classes))
-    method.load_state_dict(checkpoint.load(saved, 0)["method"])
+    method.load_state_dict(checkpoint.load(saved)["method"])
     return method.encoder
 
 

@@ -6,9 +6,12 @@ and tests/cluster run it.
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import signal
+import time
 from typing import Any
 
+import ray
 import ray.exceptions
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.failure_handling import (
@@ -24,31 +27,64 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from raycl.data.folder import Folder
 from raycl.train import checkpoint
+from raycl.train.signals import STOPS
 
 # What a lost process, host, link or storage looks like to those that are left.
 PASSING = (RuntimeError, OSError, RayTrainError, ray.exceptions.RayError)
 TRIES = 4  # starts from one checkpoint before a run is given up
+GRACE = 20.0  # seconds for a last checkpoint: of the 30 that clusters give a process to end
 
 
 class GroupTrainer(TorchTrainer):
     """A TorchTrainer whose group outlives failures for as long as it makes progress.
 
     Args:
-        run: run directory, whose checkpoints tell progress.
+        place: folder of the run's checkpoints, which tell progress.
         sizes: numbers of workers that the group may have, ascending.
         board: actor that tells the driver of failures, and asks workers for a checkpoint.
     """
 
-    def __init__(self, *args: Any, run: Path, sizes: list[int], board: Any, **settings: Any):
+    def __init__(
+        self, *args: Any, place: Folder, sizes: list[int], board: Any, **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
-        self._policies: dict[str, Any] = {"failure_policy": Restart(run, board)}
+        self.place, self.board = place, board
+        self._signals = 0
+        self._policies: dict[str, Any] = {"failure_policy": Restart(place, board)}
         if len(sizes) > 1:
             config: Any = self.scaling_config
-            self._policies["scaling_policy"] = Elastic(config, run, sizes, board)
+            self._policies["scaling_policy"] = Elastic(config, place, sizes, board)
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         return super()._initialize_and_run_controller(**settings | self._policies)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """The first Ctrl-C or SIGTERM saves and ends the run, the second ends it at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            self._signals += 1
+            if self._signals == 2:
+                return
+            if self._signals == 1:
+                self._save()
+            with contextlib.suppress(ray.exceptions.RayActorError):  # it ends, as it is told to
+                ray.get(controller.abort.remote(), timeout=GRACE)
+            raise KeyboardInterrupt
+
+        for number in STOPS:
+            signal.signal(number, stop)
+
+    def _save(self) -> None:
+        """Returns when there is a new checkpoint, nobody to write one, or no time left."""
+        before, deadline = checkpoint.latest(self.place), time.monotonic() + GRACE
+        if not ray.get(self.board.ask.remote()):
+            return
+        while self._signals == 1 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            if checkpoint.latest(self.place) != before:
+                return
 
 
 class Restart(DefaultFailurePolicy):
@@ -57,17 +93,17 @@ class Restart(DefaultFailurePolicy):
     A count over the whole run, as Ray Train's own, would end a long run on nodes that come and go.
     """
 
-    def __init__(self, run: Path, board: Any) -> None:
+    def __init__(self, place: Folder, board: Any) -> None:
         super().__init__(FailureConfig(max_failures=-1))
-        self.run, self.board = run, board
-        self._newest: Path | None = None
+        self.place, self.board = place, board
+        self._newest: Folder | None = None
         self._tries = 0
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         failures = getattr(training_failed_error, "worker_failures", {}).values()
         if not all(isinstance(failure, PASSING) for failure in failures):
             return FailureDecision.RAISE
-        newest = checkpoint.newest(self.run)
+        newest = checkpoint.newest(self.place)
         self._tries = self._tries + 1 if newest == self._newest else 1
         self._newest = newest
         if failures and self._tries >= TRIES:
@@ -82,14 +118,17 @@ class Restart(DefaultFailurePolicy):
 class Elastic(ElasticScalingPolicy):
     """Lets the group have the sizes that divide the lanes, and saves before it grows."""
 
-    def __init__(self, config: ScalingConfig, run: Path, sizes: list[int], board: Any) -> None:
+    def __init__(self, config: ScalingConfig, place: Folder, sizes: list[int], board: Any) -> None:
         super().__init__(config)
-        self.run, self.sizes, self.board = run, sizes, board
+        self.place, self.sizes, self.board = place, sizes, board
         self._resize: ResizeDecision | None = None
-        self._before: Path | None = None
+        self._before: Folder | None = None
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        possible = super()._count_possible_workers(reserved_resources)
+        # What is reserved may lie on a host that has just gone.
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        reserved = {node: its for node, its in reserved_resources.items() if node in alive}
+        possible = super()._count_possible_workers(reserved)
         return max((size for size in self.sizes if size <= possible), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
@@ -103,8 +142,8 @@ class Elastic(ElasticScalingPolicy):
             worker_group_state, worker_group_status
         )
         if isinstance(decision, ResizeDecision):
-            self._resize, self._before = decision, checkpoint.latest(self.run)
+            self._resize, self._before = decision, checkpoint.latest(self.place)
             self.board.ask.remote()
-        if self._resize and checkpoint.latest(self.run) != self._before:
+        if self._resize and checkpoint.latest(self.place) != self._before:
             return self._resize
         return NoopDecision()

@@ -6,21 +6,23 @@ It knows methods only by their contract, and Ray not at all.
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.methods.base import Batch, Corpus, Method, Output, Step
 from raycl.nn import collectives
 from raycl.nn.batchnorm import average_statistics, running_statistics
 from raycl.nn.lanes import Layout, use
 from raycl.recipe import Recipe
-from raycl.train import checkpoint, optim
+from raycl.train import optim
+from raycl.train.checkpoint import Writer
 from raycl.train.gradients import GradientAverager
 from raycl.train.observers import Event, Observer
 
@@ -50,9 +52,10 @@ class Loop:
     """Trains a method; everything with state is in `state()`, and so in the checkpoint.
 
     Args:
-        run: run directory, None to write nothing.
+        writer: of checkpoints, None to write none.
         corpus: the training set for `before_epoch` and observers.
-        notify: hears of every checkpoint, with its step and folder.
+        notify: called on all ranks alike after each checkpoint that was begun has been written or
+            has failed, with the newest complete one on rank 0 and None elsewhere.
     """
 
     def __init__(
@@ -62,14 +65,14 @@ class Loop:
         batches: Batches,
         place: Place,
         *,
-        run: Path | None = None,
+        writer: Writer | None = None,
         corpus: Corpus | None = None,
         observers: Sequence[Observer] = (),
-        notify: Callable[[int, Path], None] = lambda step, folder: None,
+        notify: Callable[[Folder | None], None] = lambda newest: None,
     ) -> None:
         trainer = recipe.trainer
         self.recipe, self.method, self.batches, self.place = recipe, method, batches, place
-        self.run, self.corpus, self.observers, self.notify = run, corpus, observers, notify
+        self.writer, self.corpus, self.observers, self.notify = writer, corpus, observers, notify
         self.total = trainer.stop.epochs * batches.steps
         if trainer.stop.steps:
             self.total = min(self.total, trainer.stop.steps)
@@ -87,7 +90,7 @@ class Loop:
             for name, optimizer in self.optimizers.items()
         }
         self.averagers = {name: GradientAverager(ps) for name, ps in self.parameters.items()}
-        self._one = torch.ones((), device=place.device)
+        self._one = torch.ones((), dtype=torch.float64, device=place.device)
         self.step = 0
         self.done = False
         self.interrupted = False  # set from outside: save after this step and stop
@@ -117,6 +120,16 @@ class Loop:
 
     def fit(self) -> dict[str, float]:
         """Trains to the end; returns the latest value of every metric."""
+        try:
+            self._epochs()
+        except BaseException as error:
+            # What was begun is good. Alone it gets written; a lost peer's part would never come.
+            if self.writer and (self.place.world == 1 or isinstance(error, RayclError)):
+                self.writer.wait()
+            raise
+        return self.metrics
+
+    def _epochs(self) -> None:
         while not self.done:
             epoch, start = divmod(self.step, self.batches.steps)
             if start == 0:
@@ -133,8 +146,7 @@ class Loop:
                 self.method.load_state_dict(self.best["method"])
             every = self.recipe.trainer.checkpoint.every_epochs
             if self.done or self._due or (epoch + 1) % every == 0:
-                self.save()
-        return self.metrics
+                self.save(wait=self.done or self._due)
 
     def _before_epoch(self, epoch: int) -> None:
         if type(self.method).before_epoch is Method.before_epoch or self.corpus is None:
@@ -163,11 +175,10 @@ class Loop:
                 for observer in self.observers:
                     observer.after_step(event)
                 self.metrics |= event.metrics
+                if self.interrupted or self._due:
+                    self.save(wait=True)
                 if self.interrupted:
-                    self.save()
                     raise KeyboardInterrupt
-                if self._due:
-                    self.save()
                 if self.step == self.total:
                     break
 
@@ -290,7 +301,7 @@ class Loop:
         prefix = "" if name == "main" else f"{name}."
         values = {"loss": output.loss.detach(), **output.metrics, "lr": torch.tensor(rate)}
         for key, value in values.items():
-            pair = torch.stack([value.detach().float().to(self.place.device), self._one])
+            pair = torch.stack([value.detach().to(self._one), self._one])
             self._sums[prefix + key] = self._sums.get(prefix + key, 0) + pair
 
     def _mean_metrics(self) -> dict[str, float]:
@@ -331,21 +342,24 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Everything with state, as tensors and plain data."""
-        return {
-            "method": self.method.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+        return self._part() | {
             "loop": {
                 "step": self.step,
                 "done": self.done,
                 "metrics": self.metrics,
                 "best": self.best,
                 "sums": self._sums,
+                "world": self.place.world,
             },
-            "observers": self._observed(),
         }
 
-    def _observed(self) -> dict[str, Any]:
-        return {type(o).__name__: o.state_dict() for o in self.observers}
+    def _part(self) -> dict[str, Any]:
+        """What the ranks share out, and what is this rank's own."""
+        return {
+            "method": self.method.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "observers": {type(o).__name__: o.state_dict() for o in self.observers},
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
@@ -354,23 +368,42 @@ class Loop:
         loop = state["loop"]
         self.step, self.done, self.best = loop["step"], loop["done"], loop["best"]
         self.metrics = loop["metrics"]
+        if loop["world"] == self.place.world and "statistics" in state:
+            self._restore(state["statistics"])
         self._sums = {key: value.to(self.place.device) for key, value in loop["sums"].items()}
         for observer in self.observers:
             observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
 
-    def save(self) -> None:
+    def save(self, wait: bool = False) -> None:
+        """Begins a checkpoint, on all ranks alike; its files are written beside the training.
+
+        Args:
+            wait: until it is complete.
+        """
         self._due = False
-        if self.run is None:
+        if self.writer is None:
             return
+        self._settle()
+        # Any number of ranks goes on with the average; this one, as if nothing had been saved.
+        own = [statistic.clone() for statistic in running_statistics(self.method)]
         average_statistics(self.method)
-        folder = checkpoint.save(
-            self.run,
+        self.writer.save(
             self.step,
-            self.state() if self.place.rank == 0 else {"observers": self._observed()},
+            (self.state() if self.place.rank == 0 else self._part()) | {"statistics": own},
             divmod(self.step, self.batches.steps),
-            rank=self.place.rank,
-            world=self.place.world,
-            barrier=collectives.barrier,
-            keep=self.recipe.trainer.checkpoint.keep,
+            encoder=self.method.encoder.state_dict(),
+            metrics=self.metrics,
+            token=collectives.agreed(secrets.randbits(31), self.place.device),
         )
-        self.notify(self.step, folder)
+        self._restore(own)
+        if wait:
+            self._settle(must=self.done or self.interrupted)
+            collectives.barrier()  # complete: rank 0 has seen the parts of all
+
+    def _restore(self, statistics: Sequence[Tensor]) -> None:
+        for buffer, value in zip(running_statistics(self.method), statistics, strict=True):
+            buffer.copy_(value)
+
+    def _settle(self, must: bool = False) -> None:
+        if self.writer is not None and self.writer.wait(must):
+            self.notify(self.writer.newest)

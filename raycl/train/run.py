@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from raycl import recipe as recipes
+from raycl.data.folder import Folder
 from raycl.data.order import Draw, Mixture, Order, Pages, Weighted, sequential, shuffled, singles
 from raycl.data.plan import Plan, Source, check_fields, travelling
 from raycl.data.shards import Shards
@@ -23,7 +24,9 @@ from raycl.recipe import Recipe
 from raycl.train.balance import EveryEpoch, MethodLabels, evened
 
 # Fields that say where and how fast a run computes, not what: they may differ in a resumed run.
-_FREE = tuple(f"trainer.{name}:" for name in ("workers", "address", "device", "log_every"))
+_FREE = tuple(
+    f"trainer.{name}:" for name in ("workers", "address", "device", "storage", "log_every")
+)
 
 
 def absolute(recipe: Recipe) -> Recipe:
@@ -45,8 +48,9 @@ def absolute(recipe: Recipe) -> Recipe:
     else:
         changes["train"] = path(recipe.data.train)
     data = recipe.data.model_copy(update=changes)
+    trainer = recipe.trainer.model_copy(update={"storage": path(recipe.trainer.storage)})
     init = path(recipe.init_from)
-    return recipe.model_copy(update={"data": data, "init_from": init})
+    return recipe.model_copy(update={"data": data, "trainer": trainer, "init_from": init})
 
 
 def open_run(run: Path, recipe: Recipe) -> None:
@@ -144,6 +148,11 @@ def entries_of(recipe: Recipe, shards: Shards) -> int | np.ndarray:
     return entries[: data.limit] if data.limit else entries
 
 
+def pseudo_labels(recipe: Recipe, run: Path) -> Folder:
+    """Where those that a method gives to `corpus.balance` are kept."""
+    return Folder(recipe.trainer.storage or str(run)) / "pseudo-labels"
+
+
 def _draw(recipe: Recipe, shards: Shards, entries: int | np.ndarray, run: Path) -> Draw:
     """How entries are drawn, from the recipe's `data` section."""
     data = recipe.data
@@ -153,7 +162,7 @@ def _draw(recipe: Recipe, shards: Shards, entries: int | np.ndarray, run: Path) 
         sizes = [len(Shards(part.paths, cache_gb=data.cache_gb)) for part in parts]
         return Mixture(tuple(sizes), tuple(part.share for part in parts))
     if data.balance == "method":
-        return Weighted(MethodLabels(run, len(first)))
+        return Weighted(MethodLabels(pseudo_labels(recipe, run), len(first)))
     if data.balance:
         check_fields(shards, [data.balance], "data.balance")
         return Weighted(EveryEpoch(evened(shards.numbers(first, data.balance))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -16,12 +15,14 @@ from typing import Any
 import torch
 
 from raycl.data import ffcv_engine
+from raycl.data.folder import Folder
 from raycl.data.plan import Columns, Plan, from_table, local_bundles
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
-from raycl.train import checkpoint
+from raycl.train import checkpoint, signals
 from raycl.train.board import Board
 from raycl.train.loop import Loop, Place
+from raycl.train.mirror import Mirror
 from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
 from raycl.train.worker import (
@@ -56,6 +57,9 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
             anything is written.
     """
     recipe, run = absolute(recipe), run.absolute()
+    mirror = Mirror(run, recipe.trainer.storage)
+    if not (run / "recipe.yaml").exists():
+        mirror.pull()  # the run may have begun on another machine
     plan = plan_of(recipe, run)
     if recipe.data.engine == "ffcv":
         views = {name: stream.views for name, stream in recipe.streams.items()}
@@ -67,6 +71,7 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
         _here(recipe, run, plan, listen)
     else:
         _on_ray(recipe, run, plan, listen)
+        mirror.pull()
     return run
 
 
@@ -75,15 +80,10 @@ def _here(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     place = Place(_device(recipe), lanes)
     open_run(run, recipe)
     ears = Ears(metrics=listen)
-    before = signal.getsignal(signal.SIGINT)
-    signals = threading.current_thread() is threading.main_thread()
-    if signals:
+    if signals.in_main_thread():
         ears.loop = stop_on_interrupt
-    try:
+    with signals.kept():
         train(recipe, run, plan, place, lambda e, s: local_bundles(plan, lanes, e, s), ears)
-    finally:
-        if signals:
-            signal.signal(signal.SIGINT, before)
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -123,6 +123,9 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     from raycl.train.backend import NodeTorchConfig
     from raycl.train.group import GroupTrainer
 
+    # raycl watches for nodes that will be taken away itself, without another actor's imports.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    place = checkpoint.folder(run, recipe.trainer.storage)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
     environment = {"env_vars": {"PYTHONPATH": path}}
@@ -144,7 +147,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
         trainer = GroupTrainer(
             _worker,
-            run=run,
+            place=place,
             sizes=sizes,
             board=board,
             train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board},
@@ -159,17 +162,17 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             run_config=RunConfig(
                 # A name of its own for every start: raycl resumes from its own checkpoints.
                 name=f"train-{time.time_ns()}",
-                storage_path=str(run / "ray"),
+                storage_path=(Folder(recipe.trainer.storage or str(run)) / "ray").where,
             ),
             datasets={"train": lambda: warm_dataset(plan)},
             dataset_config=PlannedData(
                 plan,
-                lambda: checkpoint.cursor(checkpoint.newest(run)),
+                lambda: checkpoint.cursor(checkpoint.newest(place)),
                 share.read_cpus,
                 _cluster_decoding(recipe),
             ),
         )
-        with _relay(board, listen):
+        with _relay(board, listen), signals.kept():
             try:
                 trainer.fit()
             except SystemExit as error:  # how Ray Train ends a run on Ctrl-C
@@ -218,16 +221,17 @@ def _worker(config: dict[str, Any]) -> None:
         tables = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         return map(from_table, tables)
 
-    def announce(step: int, folder: Path) -> None:
-        if rank:
-            ray.train.report({"step": step})
+    def announce(newest: Folder | None) -> None:
+        if newest is None:
+            ray.train.report({})
             return
         with tempfile.TemporaryDirectory() as pointer:  # Ray Train only hears of checkpoints
-            (Path(pointer) / "checkpoint.txt").write_text(str(folder))
-            ray.train.report({"step": step}, ray.train.Checkpoint(pointer))
+            (Path(pointer) / "checkpoint.txt").write_text(newest.where)
+            ray.train.report({"checkpoint": newest.name}, ray.train.Checkpoint(pointer))
 
     ears = Ears(
         metrics=lambda record: board.put.remote(record),
+        note=lambda text: board.put.remote({"note": text}),
         checkpoint=announce,
         loop=lambda loop: None if rank else _listen(board, loop),
     )
@@ -235,16 +239,22 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _listen(board: Any, loop: Loop) -> None:
-    """Hands on that a checkpoint was asked for, from now until this process ends."""
+    """Has a checkpoint written when one is asked for, or a node of the cluster is to go away."""
     import ray
+    from ray._private.state import state
 
-    def listen(heard: int) -> None:
+    def listen(heard: int, known: set[str]) -> None:
         while True:
             time.sleep(1)
-            asked = ray.get(board.asked.remote())
-            loop.asked, heard = loop.asked or asked > heard, asked
+            asked, leaving = ray.get(board.asked.remote()), set(state.get_draining_nodes())
+            if leaving - known:
+                node = ", ".join(sorted(leaving - known))
+                board.put.remote({"note": f"node {node} is to be taken away: saving a checkpoint"})
+            loop.asked = loop.asked or asked > heard or bool(leaving - known)
+            heard, known = asked, leaving
 
-    threading.Thread(target=listen, args=[ray.get(board.asked.remote())], daemon=True).start()
+    arguments = [ray.get(board.asked.remote()), set()]
+    threading.Thread(target=listen, args=arguments, daemon=True).start()
 
 
 @contextmanager

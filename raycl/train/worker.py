@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -13,23 +14,30 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
+from raycl import recipe as recipes
 from raycl.data.ffcv_engine import FFCVLoader
+from raycl.data.folder import Folder
 from raycl.data.loader import Loader
 from raycl.data.plan import Columns, Plan
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.methods.base import DataInfo, Method
+from raycl.nn import collectives
 from raycl.recipe import Recipe
 from raycl.train import checkpoint
 from raycl.train.balance import MethodLabels
 from raycl.train.corpus import ShardCorpus
 from raycl.train.loop import Loop, Place
 from raycl.train.memory import keep_freed_memory
+from raycl.train.mirror import Mirror
 from raycl.train.observers import Observer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
 from raycl.train.observers.write import Metrics, TensorBoard
-from raycl.train.run import entries_of, open_data
+from raycl.train.run import entries_of, open_data, pseudo_labels
+from raycl.train.signals import STOPS
 from raycl.views.image import ImageView
+
+_log = logging.getLogger(__name__)
 
 Bundles = Callable[[int, int], Iterable[Columns]]
 
@@ -39,7 +47,8 @@ class Ears:
     """Who hears of a run while it goes on; called on rank 0 alone but for checkpoints."""
 
     metrics: Callable[[dict[str, Any]], None] = lambda record: None
-    checkpoint: Callable[[int, Path], None] = lambda step, folder: None
+    note: Callable[[str], None] = _log.warning
+    checkpoint: Callable[[Folder | None], None] = lambda newest: None
     loop: Callable[[Loop], None] = field(default=lambda loop: None)
 
 
@@ -60,7 +69,13 @@ def train(
         loader = Loader(plan, views, place.lanes, bundles, place.device, *data, on_gpu)
     corpus = training_corpus(recipe, plan.first.shards, place.device)
     if recipe.data.balance == "method":
-        corpus.pseudo_labels = MethodLabels(run, len(corpus))
+        corpus.pseudo_labels = MethodLabels(pseudo_labels(recipe, run), len(corpus))
+    mirror, storage = Mirror(run, trainer.storage), checkpoint.folder(run, trainer.storage)
+    saved = _agreed(storage, place)
+    if place.rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        if saved:
+            mirror.pull()  # this host may never have seen the run
     observers: list[Observer] = [
         Throughput(loader, trainer.lanes * trainer.batch),
         Embeddings(),
@@ -72,17 +87,24 @@ def train(
             Metrics(run, plan.steps, ears.metrics),
             TensorBoard(run, recipe.to_yaml(), names),
         ]
+    writer = checkpoint.Writer(
+        storage,
+        trainer.checkpoint,
+        place.rank,
+        place.world,
+        warn=ears.note,
+        before_complete=mirror.push,
+    )
     loop = Loop(
         recipe,
         method,
         loader,
         place,
-        run=run,
+        writer=writer,
         corpus=corpus,
         observers=observers,
         notify=ears.checkpoint,
     )
-    saved = checkpoint.newest(run)
     if saved is not None:
         loop.load(checkpoint.load(saved, place.rank))
     ears.loop(loop)
@@ -93,6 +115,15 @@ def train(
             observer.close()
     if place.rank == 0:
         export(method, run)
+        mirror.push()
+
+
+def _agreed(storage: Folder, place: Place) -> Folder | None:
+    """The newest sound checkpoint; rank 0 looks, so that its files are read once."""
+    found = checkpoint.newest(storage) if place.rank == 0 else None
+    step = int(found.name.removeprefix("step-")) if found else -1
+    step = collectives.agreed(step, place.device)
+    return storage / f"step-{step:010d}" if step >= 0 else None
 
 
 def build(recipe: Recipe, shards: Shards) -> Method:
@@ -112,7 +143,8 @@ def start_from(method: Method, source: Path) -> None:
     """
     if source.is_dir():
         target: torch.nn.Module = method
-        state = checkpoint.load(checkpoint.require(source), 0)["method"]
+        storage = recipes.load(source).trainer.storage
+        state = checkpoint.load(checkpoint.require(source, storage))["method"]
     elif source.suffix == ".safetensors" and source.is_file():
         target, state = method.encoder, load_file(source)
     else:
@@ -173,13 +205,15 @@ def online_knn(recipe: Recipe, train: ShardCorpus) -> list[Observer]:
 
 
 def stop_on_interrupt(loop: Loop) -> None:
-    """The first Ctrl-C saves a checkpoint after the step at hand, the second stops at once."""
+    """The first Ctrl-C or SIGTERM saves after the step at hand, the second ends at once."""
 
     def interrupt(signum: int, frame: Any) -> None:
         loop.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in STOPS:
+            signal.signal(number, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in STOPS:
+        signal.signal(number, interrupt)
 
 
 def threads_of(workers_here: int) -> int:

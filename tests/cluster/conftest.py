@@ -118,11 +118,51 @@ class Hosts:
         """Takes the host's link down: nothing in it dies, and nobody hears of it again."""
         ip("link", "set", f"{self.names[host]}v", "down")
 
+    def mend(self, host: int) -> None:
+        ip("link", "set", f"{self.names[host]}v", "up")
+
+    def has_ray(self, host: int) -> bool:
+        """Whether the host's raylet runs."""
+        return any(
+            b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            for pid in self.pids(host)
+            if Path(f"/proc/{pid}").exists()
+        )
+
     def kill(self, host: int) -> None:
         """Ends everything that runs on the host."""
         for pid in self.pids(host):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def drain(self, host: int, seconds: int = 60) -> None:
+        """What a cloud's notice of preemption becomes: the node is to go in so many seconds."""
+        ask = f"""
+import ray
+ray.init(address="{self.network}.1:6379", logging_level="ERROR")
+for node in ray.nodes():
+    if node["Alive"] and node["NodeManagerAddress"] == "{self.network}.{host + 1}":
+        print(node["NodeID"])
+"""
+        found = self.inside(0, [sys.executable, "-c", ask]).split()
+        assert len(found) == 1, found
+        self.inside(
+            0,
+            [
+                RAY, "drain-node", f"--address={self.network}.1:6379", f"--node-id={found[0]}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+                f"--deadline-remaining-seconds={seconds}",
+            ],
+        )  # fmt: skip
+
+    def inside(self, host: int, command: list[str]) -> str:
+        """Runs a command on a host; returns what it prints."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.names[host], *command],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def close(self) -> None:
         for host, name in enumerate(self.names):
@@ -134,7 +174,8 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts() -> Iterator[Hosts]:
+def idle_hosts() -> Iterator[Hosts]:
+    """Hosts on which no Ray runs yet."""
     if os.geteuid() or not shutil.which("ip"):
         if os.environ.get("RAYCL_NEEDS_HOSTS"):
             pytest.fail("hosts are network namespaces: this run needs root and iproute2")
@@ -144,10 +185,15 @@ def hosts() -> Iterator[Hosts]:
     ) as folder:
         cluster = Hosts(Path(folder))
         try:
-            cluster.up()
             yield cluster
         finally:
             cluster.close()
+
+
+@pytest.fixture
+def hosts(idle_hosts: Hosts) -> Hosts:
+    idle_hosts.up()
+    return idle_hosts
 
 
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:

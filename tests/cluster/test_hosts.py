@@ -1,7 +1,8 @@
-"""A run on several hosts, one of which is lost."""
+"""Runs on several hosts, some of which are lost, leave, come back, or take the head with them."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,52 +10,118 @@ from pathlib import Path
 import pytest
 
 from raycl.recipe import load
+from raycl.train import checkpoint
 from raycl.train.trainer import pretrain
 from tests.cluster.conftest import Hosts, until
 from tests.cluster.watched import seen
 from tests.conftest import ROOT
 from tests.train.test_trainer import metrics, series
 
-
-@pytest.fixture
-def changes(tiny: list[str]) -> list[str]:
-    return [*tiny, "trainer.stop.epochs=24", "evaluation.every_epochs=0", "trainer.log_every=1"]
+EPOCHS = 24  # of 4 steps
 
 
-def watched(log: Path) -> str:
-    log.mkdir()
-    return f"method.log={log}"
+class Job:
+    """A watched run of `tiny` that was submitted to the hosts from outside."""
+
+    def __init__(
+        self, folder: Path, tiny: list[str], *changes: str, run: Path | None = None
+    ) -> None:
+        self.folder, self.run = folder, run or folder / "run"
+        self.changes = [
+            *tiny, "method.name=tests.cluster.watched:Watched", f"trainer.stop.epochs={EPOCHS}",
+            "evaluation.every_epochs=0", "trainer.log_every=1", *changes,
+        ]  # fmt: skip
+        (folder / "log").mkdir()
+
+    def start(self, hosts: Hosts, *arguments: str) -> None:
+        """`simclr/digits` unless arguments say otherwise."""
+        first = arguments or (
+            "simclr/digits", "--run", str(self.run), *self.changes,
+            f"method.log={self.folder / 'log'}", "trainer.workers=[1,2]",
+        )  # fmt: skip
+        submitted = hosts.job(
+            "submit", "--no-wait", "--submission-id", "watched", "--working-dir", str(ROOT), "--",
+            sys.executable, "jobs/pretrain.py", *first,
+        )  # fmt: skip
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+
+    @property
+    def step(self) -> int:
+        path = self.run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def reaches(self, step: int, seconds: float = 240) -> float:
+        """Waits until a step is logged; returns the seconds that it took."""
+        begin = time.monotonic()
+        until(lambda: self.step >= step, seconds, f"step {step} is not reached")
+        return time.monotonic() - begin
+
+    def check(self, hosts: Hosts) -> None:
+        """Ended by itself, with samples and metrics of the run that nobody disturbed."""
+        until(lambda: (self.run / "encoder.safetensors").exists(), 300, "the run does not end")
+        until(lambda: "succeeded" in hosts.job("status", "watched").stdout, 60, "no success")
+        (self.folder / "alone").mkdir()
+        alone = [*self.changes, f"method.log={self.folder / 'alone'}", "trainer.workers=1"]
+        whole = pretrain(load("simclr/digits", alone), self.folder / "whole")
+        assert seen(self.folder / "log") == seen(self.folder / "alone")
+        steps = [line["step"] for line in metrics(self.run)]
+        assert steps == [line["step"] for line in metrics(whole)]
+        # One process against two, 96 steps in float32: rounding grows, from 1e-7 at the first step.
+        assert series(self.run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-3)
 
 
-def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, changes: list[str], tmp_path: Path) -> None:
-    """Three hosts, a job from outside, two ranks; one rank's host goes and the run ends by itself.
-
-    Every lane sees the samples of the undisturbed run, no step is logged twice or missing.
-    """
-    changes = [*changes, "method.name=tests.cluster.watched:Watched"]
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    begin = time.monotonic()
-    submitted = hosts.job(
-        "submit", "--no-wait", "--submission-id", "watched", "--working-dir", str(ROOT), "--",
-        sys.executable, "jobs/pretrain.py", "simclr/digits", "--run", str(run), *changes,
-        watched(tmp_path / "log"), "trainer.workers=[1,2]",
-    )  # fmt: skip
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    until(lambda: run.exists() and (run / "metrics.jsonl").exists(), 240, "no step was made")
-    until(lambda: metrics(run)[-1]["step"] >= 10, 120, "no tenth step")
+def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, tiny: list[str], tmp_path: Path) -> None:
+    """Three hosts, two ranks; one rank's host goes and the run ends by itself."""
+    job, begin = Job(tmp_path, tiny), time.monotonic()
+    job.start(hosts)
+    job.reaches(10)
     lost = next(host for host in (1, 2) if hosts.trainers(host))
     hosts.cut(lost)
-    cut_at, cut = metrics(run)[-1]["step"], time.monotonic()
-    until(lambda: metrics(run)[-1]["step"] > cut_at + 4, 240, "training does not go on")
-    again = time.monotonic() - cut
-    until(lambda: (run / "encoder.safetensors").exists(), 240, "the run does not end")
-    until(lambda: "succeeded" in hosts.job("status", "watched").stdout, 60, "no success")
+    cut_at = job.step
+    again = job.reaches(cut_at + 5)
+    job.check(hosts)
     print(f"cut at step {cut_at}; training again after {again:.0f} s; "
           f"{time.monotonic() - begin:.0f} s in all")  # fmt: skip
-    pretrain(
-        load("simclr/digits", [*changes, watched(tmp_path / "alone"), "trainer.workers=1"]), whole
-    )
-    assert seen(tmp_path / "log") == seen(tmp_path / "alone")
-    assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
-    # One process against two, 96 steps in float32: rounding grows, from 1e-7 at the first step.
-    assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-3)
+
+
+def test_a_host_leaves_with_notice_and_comes_back(
+    hosts: Hosts, tiny: list[str], tmp_path: Path
+) -> None:
+    """A checkpoint at the notice, fewer ranks without the host, more again when it is back.
+
+    There are no other checkpoints before the end, so steps would be lost if one were not written.
+    """
+    job = Job(tmp_path, tiny, "trainer.checkpoint={every_epochs: 99, keep: 9}")
+    place = checkpoint.folder(job.run)
+    job.start(hosts)
+    job.reaches(10)
+    leaving = next(host for host in (1, 2) if hosts.trainers(host))
+    told_at, told = job.step, time.monotonic()
+    hosts.drain(leaving)
+    until(lambda: checkpoint.latest(place), 30, "no checkpoint at the notice")
+    print(f"told at step {told_at}; a checkpoint after {time.monotonic() - told:.1f} s")
+    found = checkpoint.latest(place)
+    assert found is not None and int(found.name.removeprefix("step-")) >= told_at
+    hosts.kill(leaving)
+    until(lambda: not hosts.trainers(leaving), 30, "the host does not go")
+    again = job.reaches(job.step + 5)
+    print(f"training again after {again:.0f} s")
+    hosts.start(leaving)
+    until(lambda: hosts.trainers(leaving), 120, "the group does not grow")
+    grown = [int(f.removeprefix("step-")) for f in place.names()]
+    assert len(grown) == 2, "before it grows the group saves"
+    job.check(hosts)
+
+
+def test_the_head_is_killed_and_the_run_resumed(
+    hosts: Hosts, tiny: list[str], tmp_path: Path
+) -> None:
+    job = Job(tmp_path, tiny)
+    job.start(hosts)
+    job.reaches(10)
+    for host in (0, 1, 2):  # without their head the others end after a while
+        hosts.kill(host)
+    hosts.up()
+    job.start(hosts, "--resume", str(job.run))
+    job.check(hosts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from raycl.methods.simclr import SimCLR
 class Watched(SimCLR):
     class Config(SimCLR.Config):
         log: str
+        pause: float = 0.0  # seconds that a step takes longer
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
+        time.sleep(self.config.pause)
         rows = batch["id"].view(len(step.lanes), -1).tolist()
         with (Path(self.config.log) / f"{os.getpid()}.txt").open("a") as file:
             for lane, ids in zip(step.lanes, rows, strict=True):

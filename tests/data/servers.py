@@ -30,7 +30,7 @@ class Proxy:
         delay: seconds that a read takes longer.
     """
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
+    def __init__(self, upstream: tuple[str, int], host: str = "127.0.0.1") -> None:
         self.requests: list[tuple[str, str, str | None]] = []
         self.faults: deque[str] = deque()
         self.always = ""
@@ -51,8 +51,8 @@ class Proxy:
             def log_message(self, *arguments: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = ThreadingHTTPServer((host, 0), Handler)
+        self.url = f"http://{host}:{self._server.server_port}"
 
     def barrier(self, reads: int) -> None:
         """From now on answers reads only when so many have come."""
@@ -67,8 +67,7 @@ class Proxy:
         ]
 
     def _handle(self, request: BaseHTTPRequestHandler, upstream: tuple[str, int]) -> None:
-        length = int(request.headers.get("Content-Length") or 0)
-        body = request.rfile.read(length) if length else None
+        body = _body(request)
         span = request.headers.get("Range")
         self.requests.append((request.command, unquote(request.path), span))
         reads = request.command == "GET" and span is not None
@@ -76,7 +75,8 @@ class Proxy:
         if fault in ("500", "expired"):
             content = EXPIRED if fault == "expired" else b""
             return _answer(request, 403 if content else 500, {}, content)
-        headers = dict(request.headers)
+        hop = ("transfer-encoding", "expect", "content-length")  # http.client says its own
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in hop}
         if self.strip_ranges:
             headers.pop("Range", None)
         server = http.client.HTTPConnection(*upstream, timeout=30)
@@ -95,6 +95,19 @@ class Proxy:
         with serving(self._server):
             yield self
             self._stopped.set()
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes | None:
+    if request.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        length = int(request.headers.get("Content-Length") or 0)
+        return request.rfile.read(length) if length else None
+    parts = []
+    while size := int(request.rfile.readline().partition(b";")[0], 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    while request.rfile.readline().strip():  # trailers
+        pass
+    return b"".join(parts)
 
 
 def _answer(

@@ -159,8 +159,9 @@ def test_lasting_faults_are_told(
     file: RemoteFile, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "PATIENCE", 0.0)
     bucket.proxy.faults.extend(["cut"] * 100)
-    with pytest.raises(RayclError, match=r"/file: cannot be read after 2 attempts"):
+    with pytest.raises(RayclError, match=r"/file: cannot be reached after 2 attempts"):
         file.read(0, 1 << 16)
 
 

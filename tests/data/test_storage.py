@@ -109,7 +109,7 @@ def test_what_may_pass_is_tried_again(error: Exception, monkeypatch: pytest.Monk
     assert len(set(pauses)) == len(pauses)
 
     work = Failing(*[error] * 100)
-    with pytest.raises(RayclError, match=r"s3://bucket/a: cannot be read after 6 attempts"):
+    with pytest.raises(RayclError, match=r"s3://bucket/a: cannot be reached after 6 attempts"):
         retried("s3://key@bucket/a?x=y", work)
     assert work.calls == storage.ATTEMPTS
 
@@ -179,5 +179,5 @@ def test_expired_credentials(bucket: Bucket) -> None:
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    with pytest.raises(RayclError, match=r"bucket-.*cannot be read after 2 attempts"):
+    with pytest.raises(RayclError, match=r"bucket-.*cannot be reached after 2 attempts"):
         storage.listed(bucket.uri("set"))

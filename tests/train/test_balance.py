@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.train.balance import MethodLabels, evened
@@ -48,7 +49,7 @@ def test_a_method_that_balances_needs_the_recipe_to_say_so(digits: Path, tmp_pat
 
 
 def test_labels_that_nobody_gave(tmp_path: Path) -> None:
-    labels = MethodLabels(tmp_path, 4)
+    labels = MethodLabels(Folder(str(tmp_path)), 4)
     with pytest.raises(RayclError, match="no labels for epoch 3"):
         labels(3)
     labels.write(3, np.array([0, 0, 0, 1]))

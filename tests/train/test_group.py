@@ -18,7 +18,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from safetensors.torch import load_file
 
 from raycl.errors import RayclError
-from raycl.recipe import RecipeError, load
+from raycl.recipe import Checkpoint, RecipeError, load
 from raycl.train import checkpoint
 from raycl.train.backend import interface_of
 from raycl.train.group import TRIES, Elastic, Restart
@@ -68,7 +68,9 @@ def test_a_killed_worker_costs_no_step(cluster: Cluster, tiny: list[str], tmp_pa
 
 
 def complete(run: Path, step: int) -> None:
-    checkpoint.save(run, step, {"x": torch.zeros(1)}, (0, step))
+    writer = checkpoint.Writer(checkpoint.folder(run), Checkpoint())
+    writer.save(step, {"method": {"x": torch.zeros(1)}}, (0, step))
+    writer.wait(must=True)
 
 
 class Handle:
@@ -90,7 +92,7 @@ class Board:
 
 def test_a_group_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
     board = Board()
-    policy = Restart(tmp_path, board)
+    policy = Restart(checkpoint.folder(tmp_path), board)
     lost = WorkerGroupError("", {0: RuntimeError("Connection closed by peer")})
     for _ in range(TRIES - 1):
         assert policy.make_decision(lost) == FailureDecision.RETRY
@@ -107,14 +109,19 @@ def test_a_group_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RayclError("bad sample"), TypeError("a bug")])
 def test_what_will_not_pass_is_raised_at_once(tmp_path: Path, error: Exception) -> None:
     lost = WorkerGroupError("", {0: error, 1: RuntimeError("Connection closed by peer")})
-    assert Restart(tmp_path, Board()).make_decision(lost) == FailureDecision.RAISE
+    policy = Restart(checkpoint.folder(tmp_path), Board())
+    assert policy.make_decision(lost) == FailureDecision.RAISE
 
 
 def test_a_group_saves_before_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board()
     config = ScalingConfig(num_workers=(1, 6), resources_per_worker={"CPU": 1})
-    policy = Elastic(config, tmp_path, [1, 2, 3, 6], board)
+    policy = Elastic(config, checkpoint.folder(tmp_path), [1, 2, 3, 6], board)
+    nodes = [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": True}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
     assert policy._count_possible_workers({"a": {"CPU": 3.0}, "b": {"CPU": 2.0}}) == 3
+    nodes[1]["Alive"] = False  # what is reserved there will never come
+    assert policy._count_possible_workers({"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}) == 2
     assert policy._count_possible_workers({}) == 0
     decisions = iter([ResizeDecision(3, {"CPU": 1}), NoopDecision(), NoopDecision()])
     monkeypatch.setattr(

@@ -51,10 +51,14 @@ def loop_of(
     steps: int = 3,
     rank: int = 0,
     world: int = 1,
+    run: Path | None = None,
     **others: Any,
 ) -> Loop:
     lanes = list(range(rank, made.trainer.lanes, world))
     batches = Fixed(lanes, made.trainer.batch, steps)
+    if run is not None:
+        folder = checkpoint.folder(run)
+        others["writer"] = checkpoint.Writer(folder, made.trainer.checkpoint, rank, world)
     return Loop(made, method, batches, Place(CPU, lanes, rank, world), **others)
 
 
@@ -168,7 +172,7 @@ def test_patience_stops_and_restores_the_best_weights(tmp_path: Path) -> None:
     assert loop.step == 4 * 3  # epoch 1 was the best, epochs 2 and 3 were patience
     assert (method.encoder[1].bias == 1).all()
     again = loop_of(made, Worsens().double(), run=tmp_path)
-    again.load(checkpoint.load(checkpoint.require(tmp_path), 0))
+    again.load(checkpoint.load(checkpoint.require(tmp_path)))
     again.fit()
     assert again.step == loop.step  # a run that is done stays done
 
@@ -217,7 +221,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, a
     assert checkpoint.cursor(folder) == divmod(at, 3)
     rest = method_of(made, seed=5)
     resumed = loop_of(made, rest, run=tmp_path)
-    resumed.load(checkpoint.load(folder, 0))
+    resumed.load(checkpoint.load(folder))
     assert resumed.fit() == expected
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name]), name

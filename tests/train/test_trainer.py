@@ -74,8 +74,8 @@ def test_two_ray_workers_are_one_worker(cluster: Cluster, whole: Path, tiny: lis
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
     assert heard == metrics(run)
     newest = checkpoint.require(run)
-    assert json.loads((newest / "COMPLETE").read_text())["world_size"] == 2
-    assert {path.name for path in newest.glob("rank-*.pt")} == {"rank-0.pt", "rank-1.pt"}
+    assert json.loads(newest.read("COMPLETE"))["world_size"] == 2
+    assert {"rank-0.pt", "rank-1.pt", "encoder.safetensors"} <= set(newest.names())
 
 
 def test_a_ray_run_resumes_on_other_workers(cluster: Cluster, whole: Path, tiny: list[str]) -> None:
@@ -83,7 +83,7 @@ def test_a_ray_run_resumes_on_other_workers(cluster: Cluster, whole: Path, tiny:
     run = whole.parent / "moved"
     recipe = load("simclr/digits", [*tiny, "trainer.workers=1"])
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("tensorboard"))
-    shutil.rmtree(checkpoint.require(run))  # the last one: what is left is the first epoch's
+    checkpoint.require(run).clear()  # the last one: what is left is the first epoch's
     assert checkpoint.cursor(checkpoint.require(run)) == (1, 0)
     trainer = recipe.trainer.model_copy(update={"workers": 2})
     pretrain(recipe.model_copy(update={"trainer": trainer}), run)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from raycl.data.host import Waits
 from raycl.methods.base import Batch, Corpus, DataInfo, Method, Output, Settings, Step, Stream
+from raycl.nn import collectives
+from raycl.nn.heads import mlp
 from raycl.views.image import ImageView
 
 
@@ -112,6 +116,29 @@ class Rare(Toy):
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         loss = self.encoder(batch["view1"]).square().mean()
         yield Output(loss, {"rare": self.labels[batch["id"]].float().mean()})
+
+
+class Queued(Toy):
+    """A momentum encoder and a queue of its keys, as MoCo has them, with batch norm per lane."""
+
+    def __init__(self, config: Any = None, data: DataInfo | None = None) -> None:
+        super().__init__(config, data)
+        self.encoder = mlp([3 * 8 * 8, 32, 8], scope="lane")
+        self.momentum = copy.deepcopy(self.encoder).requires_grad_(False)
+        generator = torch.Generator().manual_seed(7)
+        self.register_buffer("queue", normalize(torch.randn(48, 8, generator=generator), dim=1))
+
+    def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
+        queries = normalize(self.encoder(batch["view1"].flatten(1)), dim=1)
+        with torch.no_grad():
+            fast = self.encoder.parameters()
+            for slow, parameter in zip(self.momentum.parameters(), fast, strict=True):
+                slow.lerp_(parameter, 0.1)
+            keys = normalize(self.momentum(batch["view2"].flatten(1)), dim=1)
+        positive = (queries * keys).sum(dim=1, keepdim=True)
+        logits = torch.cat([positive, queries @ self.queue.T.clone()], dim=1) / 0.2
+        self.queue = torch.cat([collectives.concat(keys), self.queue])[: len(self.queue)]
+        yield Output(logits.log_softmax(dim=1)[:, 0].neg().mean())
 
 
 class Everything:
