@@ -45,7 +45,7 @@ soak: .venv/.packages
 # Keeps the versions that still fit; for the newest: make lock UPGRADE=--upgrade
 lock: .venv/.packages
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 \
-		--extra dev --extra ffcv --no-header --no-annotate $(UPGRADE) pyproject.toml -o requirements.txt
+		--extra dev --extra ffcv --extra timm --no-header --no-annotate $(UPGRADE) pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

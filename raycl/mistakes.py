@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 def explain(error: ValidationError, model: type[BaseModel], at: tuple[str, ...]) -> list[str]:
     details = error.errors()
-    places = [_place(detail) for detail in details]
+    places = [_place(detail, model) for detail in details]
     # Of a field that may be of several types, the type that was meant is the one that got furthest.
     kept = [
         detail
@@ -23,26 +23,23 @@ def explain(error: ValidationError, model: type[BaseModel], at: tuple[str, ...])
     return list(dict.fromkeys(explain_one(detail, model, at) for detail in kept))
 
 
-def _place(detail: Any) -> tuple[Any, ...]:
+def _place(detail: Any, model: type[BaseModel]) -> tuple[Any, ...]:
     """Where a mistake is, without the names of types that pydantic mixes in."""
     location = detail["loc"]
     if detail["type"] == "string_type" and location[-1:] == ("str",):
         location = location[:-1]
-    return tuple(part for part in location if not _is_type(part))
-
-
-def _is_type(part: Any) -> bool:
-    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+    return _follow(location, model)[0]
 
 
 def explain_one(
     detail: Any, model: type[BaseModel], at: tuple[str, ...], extra: Iterable[str] = ()
 ) -> str:
     """One line: dotted field, what was given, what is allowed, the nearest known field."""
-    location = _place(detail)
+    location = _place(detail, model)
     dotted = ".".join([*at, *map(str, location)]) or "recipe"
     if detail["type"] == "extra_forbidden":
-        fields = [*_fields(model, location[:-1]), *extra]
+        _, section = _follow(detail["loc"][:-1], model)
+        fields = [*(section.model_fields if section else ()), *extra]
         where = ".".join([*at, *map(str, location[:-1])]) or "a recipe"
         return (
             f"{dotted}: unknown field{nearest(str(location[-1]), fields)}; "
@@ -50,23 +47,43 @@ def explain_one(
         )
     if detail["type"] == "missing":
         return f"{dotted}: missing, this field is needed"
+    if detail["type"] == "union_tag_invalid":
+        tag, known = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+        return f"{dotted}.name: {tag!r} was given, allowed is {known}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
         return f"{dotted}: {message}"
     return f"{dotted}: {detail['input']!r} was given, allowed is {message}"
 
 
-def _fields(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
-    """Names of the fields of the model at a location inside a model."""
+def _follow(
+    location: Iterable[Any], model: type[BaseModel]
+) -> tuple[tuple[Any, ...], type[BaseModel] | None]:
+    """The fields on the way to a location inside a model, and the model that it is in.
+
+    What pydantic mixes in is left out: the names of types, and the name by which one model of
+    several was chosen.
+    """
+    fields: list[Any] = []
+    models = [model]
     for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue
-        nested = [c for c in _types(field.annotation) if issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+        named = [m for m in models if _name(m) == part] if len(models) > 1 else []
+        if named:
+            models = named
+        elif not _is_type(part):
+            fields.append(part)
+            field = models[0].model_fields.get(str(part)) if models else None
+            if field is not None:
+                models = [c for c in _types(field.annotation) if issubclass(c, BaseModel)]
+    return tuple(fields), models[0] if models else None
+
+
+def _is_type(part: Any) -> bool:
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+
+
+def _name(model: type[BaseModel]) -> Any:
+    return model.model_fields["name"].default if "name" in model.model_fields else None
 
 
 def _types(annotation: Any) -> list[type]:

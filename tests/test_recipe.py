@@ -56,6 +56,19 @@ def test_a_shared_view_field_still_reaches_all_views_after_a_round_trip(tmp_path
         ("method.temprature=0.2", ["method.temprature: unknown field", "'temperature'"]),
         ("method.temperature=0", ["method.temperature: 0 was given", "greater than 0"]),
         ("method.encoder.depth=19", ["method.encoder.depth: 19 was given", "18, 34, 50 or 101"]),
+        ("method.encoder.dept=18", ["method.encoder.dept: unknown field", "'depth'"]),
+        ("method.encoder=18", ["method.encoder: 18 was given"]),
+        ("method.encoder.name=resnext", ["encoder.name: 'resnext' was given", "'vit', 'timm'"]),
+        (
+            "method.encoder={name: vit, depth: 18}",
+            ["encoder.depth: unknown", "has: name, size, patch"],
+        ),
+        ("method.encoder={name: vit, patch: 0}", ["method.encoder.patch: 0 was given"]),
+        (
+            "method.encoder={name: vit, image: 100}",
+            ["encoder: image=100 is no multiple of patch=16"],
+        ),
+        ("method.encoder={name: timm}", ["method.encoder.model: missing"]),
         ("method.name=simcrl", ["method.name: 'simcrl'", "did you mean 'simclr'"]),
         ("method.name=no.such:Thing", ["method.name: no module 'no.such'"]),
         ("method.name=json:loads", ["method.name: 'loads' of json is no raycl Method"]),
@@ -76,6 +89,35 @@ def test_every_mistake_names_field_and_remedy(override: str, expected: list[str]
         load("simclr/digits", [override])
     for part in expected:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ("{depth: 18, width: 8, stem: cifar}", {"name": "resnet", "width": 8, "dilate": True}),
+        ("{name: resnet, output_stride: 8}", {"name": "resnet", "depth": 50, "output_stride": 8}),
+        ("{name: vit, size: tiny}", {"name": "vit", "patch": 16, "recompute": False}),
+        ("{name: timm, model: resnet10t}", {"name": "timm", "model": "resnet10t", "options": {}}),
+    ],
+)
+def test_backbones_survive_a_round_trip(
+    encoder: str, expected: dict[str, object], tmp_path: Path
+) -> None:
+    if "timm" in encoder:
+        pytest.importorskip("timm")
+    recipe = load("simclr/digits", [f"method.encoder={encoder}"])
+    resolved = recipe.resolved()["method"]["encoder"]
+    assert expected.items() <= resolved.items()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load(path).resolved() == recipe.resolved()
+    assert load(path).method_config.encoder == recipe.method_config.encoder
+
+
+def test_an_unknown_timm_model_names_close_ones() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(RecipeError, match=r"method\.encoder\.model: timm .*'resnet26x'; did you"):
+        load("simclr/digits", ["method.encoder={name: timm, model: resnet26x}"])
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
-from raycl.nn.backbones import ResNet
+from raycl.errors import RayclError
+from raycl.nn.backbones import Encoder, ResNet, ViT, timm_encoder
+from raycl.nn.backbones.timm import check_name
+from raycl.nn.batchnorm import Scope
 from raycl.views.image import ImageView
 
 Batch = dict[str, Tensor]
@@ -23,17 +34,85 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Backbone(Settings):
-    """A ResNet encoder. `width` is the channels of the first stage (64 as published)."""
+Recompute = Annotated[
+    bool, Field(description="compute activations again in backward: less memory, more time")
+]
 
+
+class ResNetBackbone(Settings):
+    """A ResNet. `width` is the channels of the first stage (64 as published)."""
+
+    name: Literal["resnet"] = "resnet"
     depth: Literal[18, 34, 50, 101] = 50
     # With fewer than 8 channels, oneDNN's convolutions in channels_last write beyond their buffers
     # (torch 2.15 on the CPU): the heap is damaged and the process dies or hangs steps later.
     width: int = Field(64, ge=8)
     stem: Literal["imagenet", "cifar"] = "imagenet"
+    output_stride: Literal[8, 16, 32] = 32
+    dilate: bool = Field(
+        True, description="dilate the stages that output_stride keeps from shrinking"
+    )
+    recompute: Recompute = False
 
-    def build(self, scope: Literal["lane", "global"]) -> ResNet:
-        return ResNet(self.depth, self.width, self.stem, scope)
+    def build(self, scope: Scope) -> Encoder:
+        settings = self.model_dump(exclude={"name"})
+        return ResNet(**settings, scope=scope)
+
+
+class ViTBackbone(Settings):
+    """A vision transformer. `image` is the side that its position embeddings are made for."""
+
+    name: Literal["vit"] = "vit"
+    size: Literal["tiny", "small", "base", "large"] = "small"
+    patch: int = Field(16, ge=1)
+    image: int = Field(224, ge=1)
+    recompute: Recompute = False
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> ViTBackbone:
+        if self.image % self.patch:
+            raise ValueError(f"image={self.image} is no multiple of patch={self.patch}")
+        return self
+
+    def build(self, scope: Scope) -> Encoder:
+        return ViT(**self.model_dump(exclude={"name"}))
+
+
+class TimmBackbone(Settings):
+    """Any model of timm, without its weights; `options` go to `timm.create_model`."""
+
+    name: Literal["timm"] = "timm"
+    model: str
+    options: dict[str, Any] = {}
+    recompute: Recompute = False
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            check_name(name)
+        except RayclError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    def build(self, scope: Scope) -> Encoder:
+        return timm_encoder(self.model, scope, self.recompute, **self.options)
+
+
+def _backbone(settings: Any) -> str:
+    """The name of a backbone's settings; without one they are a ResNet's."""
+    if isinstance(settings, Mapping):
+        return str(settings.get("name", "resnet"))
+    return getattr(settings, "name", "resnet")
+
+
+# The type of a method's field `encoder`: `name` says which of them it is.
+Backbone = Annotated[
+    Annotated[ResNetBackbone, Tag("resnet")]
+    | Annotated[ViTBackbone, Tag("vit")]
+    | Annotated[TimmBackbone, Tag("timm")],
+    Discriminator(_backbone),
+]
 
 
 class Stream(Settings):

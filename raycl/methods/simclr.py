@@ -18,7 +18,17 @@ from pydantic import Field
 from torch import Tensor, cat
 from torch.nn import Identity
 
-from raycl.methods.base import Backbone, Batch, DataInfo, Method, Output, Settings, Step, Stream
+from raycl.methods.base import (
+    Backbone,
+    Batch,
+    DataInfo,
+    Method,
+    Output,
+    ResNetBackbone,
+    Settings,
+    Step,
+    Stream,
+)
 from raycl.nn.heads import mlp
 from raycl.nn.losses import nt_xent
 from raycl.views.image import Blur, Color, Crop, ImageView
@@ -40,7 +50,7 @@ class SimCLR(Method):
     class Config(Settings):
         temperature: float = Field(0.1, gt=0, le=100)
         batch_norm: Literal["global", "lane"] = "global"
-        encoder: Backbone = Backbone()
+        encoder: Backbone = ResNetBackbone()
         projector: Projector = Projector()
 
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:

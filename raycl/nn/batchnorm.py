@@ -68,10 +68,12 @@ class BatchNorm(nn.Module):
         elif self.scope == "global" and collectives.world_size() > 1:
             y, mean, var = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
         else:
+            # To be thrown away, but there: a recomputation must save what the first pass saved.
+            mean, var = self.running_mean, self.running_var
             return F.batch_norm(
                 x,
-                self.running_mean if update else None,
-                self.running_var if update else None,
+                mean if update else mean.clone(),
+                var if update else var.clone(),
                 self.weight,
                 self.bias,
                 training=True,

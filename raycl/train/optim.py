@@ -173,6 +173,9 @@ def build(
 ) -> Optimizer:
     """Makes the optimizer that a recipe asks for; `set_rate` must be called before each step.
 
+    torch's own are fused, which on a CPU takes every gradient to lie in memory as its parameter
+    does. Autograd sees to that; whoever sets `grad` by hand must too.
+
     Args:
         groups: a method's parameter groups: "params", and optionally "decay" (True; False, for
             norms and biases, exempts from weight decay and LARS's adaptation), "lr_scale" (1.0)
@@ -200,12 +203,28 @@ def build(
             variant: Literal["classic", "nesterov"] = "nesterov" if config.nesterov else "classic"
             return LARS(prepared, lr, config.momentum, variant=variant)
         case "sgd":
-            return torch.optim.SGD(prepared, lr, config.momentum, nesterov=config.nesterov)
+            sgd = torch.optim.SGD(
+                prepared, lr, config.momentum, nesterov=config.nesterov, fused=True
+            )
+            if config.momentum:
+                sgd.register_step_pre_hook(_start_momentum)
+            return sgd
         case "adam":
-            return torch.optim.Adam(prepared, lr, config.betas)
+            return torch.optim.Adam(prepared, lr, config.betas, fused=True)
         case "adamw":
-            return torch.optim.AdamW(prepared, lr, config.betas)
+            return torch.optim.AdamW(prepared, lr, config.betas, fused=True)
     raise RayclError(f"optimizer {config.name!r} is unknown; choose lars, sgd, adam or adamw")
+
+
+def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Gives velocities to weights that have none, such as those of a head that was reset.
+
+    torch's fused SGD starts those of all weights of a group at once, or fails.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and not optimizer.state[weight]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def set_rate(

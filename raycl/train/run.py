@@ -24,8 +24,12 @@ from raycl.recipe import Recipe
 from raycl.train.balance import EveryEpoch, MethodLabels, evened
 
 # Fields that say where and how fast a run computes, not what: they may differ in a resumed run.
-_FREE = tuple(
-    f"trainer.{name}:" for name in ("workers", "address", "device", "storage", "log_every")
+_FREE = (
+    *(
+        f"trainer.{name}:"
+        for name in ("workers", "address", "device", "storage", "watch", "log_every")
+    ),
+    "method.encoder.recompute:",
 )
 
 

@@ -95,3 +95,21 @@ def test_a_temperature_of_zero_is_refused() -> None:
 def test_a_plain_script_needs_no_ray() -> None:
     code = "import sys; from raycl.methods import SimCLR; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"depth": 18, "width": 8, "stem": "cifar", "output_stride": 8, "recompute": True},
+        {"name": "vit", "size": "tiny", "patch": 4, "image": 8},
+        {"name": "timm", "model": "resnet10t"},
+    ],
+)
+def test_any_backbone(encoder: dict[str, object]) -> None:
+    if encoder.get("name") == "timm":
+        pytest.importorskip("timm")
+    method = simclr(encoder=encoder)
+    loss = method.objective(method.embed(images(4)), Step(0, 0, 1)).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None for p in method.parameters())

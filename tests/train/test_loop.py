@@ -81,6 +81,18 @@ def test_two_passes_equal_one(at_once: int) -> None:
     assert_equal(weights(one), weights(two))
 
 
+@pytest.mark.parametrize("overrides", [[], ["trainer.lanes_at_once=1"]])
+def test_activations_computed_again_change_nothing(overrides: list[str]) -> None:
+    """The backward pass comes when the lanes of the forward pass are no longer in force."""
+    usual, again = (
+        recipe(*overrides, f"method.encoder.recompute={value}", lanes=2)
+        for value in ("false", "true")
+    )
+    one, two = method_of(usual), method_of(again)
+    assert loop_of(usual, one).fit() == loop_of(again, two).fit()
+    assert_equal(weights(one), weights(two), rtol=1e-12, atol=1e-14)
+
+
 def test_accumulation_refuses_what_it_cannot_do_exactly() -> None:
     made = recipe("trainer.lanes_at_once=1", "method.batch_norm=global", lanes=2)
     with pytest.raises(RayclError, match=r"method\.batch_norm=lane"):

@@ -177,6 +177,51 @@ def test_build_passes_nesterov_on(name: str) -> None:
     assert not torch.equal(*weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "nesterov", "momentum"),
+    [
+        ("sgd", False, 0.9),
+        ("sgd", True, 0.9),
+        ("sgd", False, 0.0),
+        ("adam", False, 0.9),
+        ("adamw", False, 0.9),
+    ],
+)
+def test_fused_steps_are_those_of_torchs_plain_loops(
+    name: str, nesterov: bool, momentum: float
+) -> None:
+    config = Config(name=name, nesterov=nesterov, momentum=momentum, lr_scaling="none")
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    own = {"momentum": momentum, "nesterov": nesterov} if name == "sgd" else {"betas": config.betas}
+
+    def train(fused: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        trunk, head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 1)
+        # Fused kernels walk through memory: a gradient in another order would be taken as it lies.
+        both = nn.ModuleList([trunk, head]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = [{"params": [trunk.weight, head.weight]}, {"params": [trunk.bias], "decay": False}]
+        if fused:
+            optimizer = build(groups, config, 1)
+        else:
+            settings = {"lr": config.lr, "foreach": False, **own}
+            optimizer = kind([trunk.weight, head.weight], weight_decay=1e-4, **settings)  # type: ignore[arg-type]
+            optimizer.add_param_group({"params": [trunk.bias], "weight_decay": 0.0})
+        for step in range(5):
+            optimizer.zero_grad()
+            x = torch.randn(2, 3, 5, 5)
+            loss = trunk(x).square().mean()
+            if step in (1, 2, 4):  # a head that comes later, and is reset in between
+                loss = loss + head(x).square().mean()
+            if step == 3:
+                optimizer.state.pop(head.weight, None)
+            loss.backward()
+            optimizer.step()
+        return [parameter.detach() for parameter in both.parameters()]
+
+    for one, two in zip(train(True), train(False), strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     group = [{"params": [nn.Parameter(torch.ones(1))]}]
     with pytest.raises(RayclError, match=r"optimizer 'lamb' .* lars, sgd, adam or adamw"):

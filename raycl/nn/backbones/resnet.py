@@ -8,10 +8,13 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from raycl.nn.backbones.encoder import Encoder
 from raycl.nn.batchnorm import BatchNorm, Scope
+from raycl.nn.recompute import recompute_in_backward
 
 Depth = Literal[18, 34, 50, 101]
 Stem = Literal["imagenet", "cifar"]
+OutputStride = Literal[8, 16, 32]
 
 _BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -21,18 +24,24 @@ _BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """A ResNet without classifier; its parameters carry torchvision's names.
+
+    Strides and dilations have no parameters, so weights of one output stride fit all others.
 
     Args:
         depth: layers.
         width: channels of the first stage; SimCLR's "2x" is 128.
         stem: "imagenet" quarters the resolution; "cifar" keeps it (3x3, stride 1, no pooling), for
             images of about 32 pixels.
+        output_stride: image pixels per cell of the last map, at most: the stages that would exceed
+            it keep the resolution.
+        dilate: whether these stages are dilated, so that each cell sees what it would have seen, as
+            in dense prediction (torchvision's `replace_stride_with_dilation`, which has it for
+            bottlenecks only). The label propagation of VFS and ContrastCorr take output stride 8
+            without it; VFS's tracking dilates just the first convolution of a basic block.
         scope: whose rows batch norm shares its statistics with.
-
-    Attributes:
-        dim: features per image.
+        recompute: whether blocks keep only their inputs for the backward pass.
     """
 
     def __init__(
@@ -40,7 +49,10 @@ class ResNet(nn.Module):
         depth: Depth = 50,
         width: int = 64,
         stem: Stem = "imagenet",
+        output_stride: OutputStride = 32,
+        dilate: bool = True,
         scope: Scope = "lane",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         block, counts = _BLOCKS[depth]
@@ -54,11 +66,15 @@ class ResNet(nn.Module):
             self.maxpool = nn.Identity()
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
-        channels = width
+        channels, pixels, dilation = width, 4 if stem == "imagenet" else 1, 1
         for index, count in enumerate(counts):
             planes, stride = width << index, 1 if index == 0 else 2
+            before = dilation
+            if pixels * stride > output_stride:
+                dilation, stride = dilation * stride if dilate else 1, 1
+            pixels *= stride
             shortcut = None
-            if stride > 1 or channels != planes * block.expansion:
+            if channels != planes * block.expansion:
                 shortcut = nn.Sequential(
                     nn.Conv2d(channels, planes * block.expansion, 1, stride=stride, bias=False),
                     norm(planes * block.expansion),
@@ -66,7 +82,11 @@ class ResNet(nn.Module):
             blocks = [block(channels, planes, stride, shortcut, norm_layer=norm)]
             channels = planes * block.expansion
             blocks += [block(channels, planes, norm_layer=norm) for _ in range(count - 1)]
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            stage = nn.Sequential(*blocks)
+            _dilate(stage, before, dilation)
+            self.add_module(f"layer{index + 1}", stage)
+            for part in stage if recompute else ():
+                recompute_in_backward(part)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -83,3 +103,18 @@ class ResNet(nn.Module):
             x = self.get_submodule(name)(x)
             maps[name] = x
         return maps
+
+
+def _dilate(stage: nn.Sequential, first: int, rest: int) -> None:
+    """Dilates a stage's 3x3 convolutions; the first, whose stride it may replace, by `first`.
+
+    Afterwards, because torchvision's basic block takes no dilation.
+    """
+    convolutions = (
+        module
+        for module in stage.modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    )
+    for index, convolution in enumerate(convolutions):
+        dilation = rest if index else first
+        convolution.dilation = convolution.padding = (dilation, dilation)

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from raycl.nn.backbones.resnet import Depth, ResNet
+from raycl.nn.backbones.resnet import Depth, OutputStride, ResNet
 from raycl.nn.batchnorm import BatchNorm
 
 
@@ -26,6 +26,41 @@ def test_equals_torchvision(depth: Depth) -> None:
         x = torch.randn(2, 3, 64, 64)
         torch.testing.assert_close(ours(x), theirs(x))
         assert ours.dim == ours(x).shape[1]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilation_is_torchvisions(output_stride: OutputStride) -> None:
+    theirs = torchvision.models.resnet50(
+        weights=None, replace_stride_with_dilation=[False, output_stride == 8, True]
+    )
+    theirs.fc = nn.Identity()
+    with torch.device("meta"):
+        ours = ResNet(50, output_stride=output_stride)
+    ours = ours.to_empty(device="cpu")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    assert ours.maps(x)["layer4"].shape[2:] == (64 // output_stride, 64 // output_stride)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_dilated_cell_sees_what_it_saw(depth: Depth) -> None:
+    """Every fourth cell of a map at output stride 8 is the cell of the map at 32."""
+    torch.manual_seed(0)
+    usual = ResNet(depth, width=8).double().eval()
+    dense = ResNet(depth, width=8, output_stride=8).double().eval()
+    plain = ResNet(depth, width=8, output_stride=8, dilate=False).double().eval()
+    dense.load_state_dict(usual.state_dict())
+    plain.load_state_dict(usual.state_dict())
+    x = torch.randn(2, 3, 96, 64, dtype=torch.float64)
+    few, many = usual.maps(x), dense.maps(x)
+    assert many["layer4"].shape[2:] == (12, 8)
+    torch.testing.assert_close(many["layer3"][:, :, ::2, ::2], few["layer3"])
+    torch.testing.assert_close(many["layer4"][:, :, ::4, ::4], few["layer4"])
+    undilated = plain.maps(x)["layer4"]
+    assert undilated.shape == many["layer4"].shape
+    assert not torch.allclose(undilated[:, :, ::4, ::4], few["layer4"])
+    assert {m.dilation for m in plain.modules() if isinstance(m, nn.Conv2d)} == {(1, 1)}
 
 
 @pytest.mark.parametrize("depth", [18, 50])
