@@ -49,13 +49,13 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     of every other run.
 
     Args:
-        listen: hears every logged record of metrics.
+        listen: hears every logged record of metrics; notes are logged as warnings instead.
 
     Raises:
         RayclError: anything about recipe, data or directory that the user can mend, before
             anything is written.
     """
-    recipe, run = absolute(recipe), run.absolute()
+    recipe, run, listen = absolute(recipe), run.absolute(), _without_notes(listen)
     plan = plan_of(recipe, run)
     if recipe.data.engine == "ffcv":
         views = {name: stream.views for name, stream in recipe.streams.items()}
@@ -68,6 +68,18 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     else:
         _on_ray(recipe, run, plan, listen)
     return run
+
+
+def _without_notes(listen: Listen) -> Listen:
+    """Keeps from a listener what is for people, and logs it."""
+
+    def hear(record: dict[str, Any]) -> None:
+        if "note" in record:
+            _log.warning(record["note"])
+        else:
+            listen(record)
+
+    return hear
 
 
 def _here(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
@@ -256,10 +268,7 @@ def _relay(board: Any, listen: Listen) -> Iterator[None]:
 
     def hand_on() -> None:
         for record in ray.get(board.take.remote()):
-            if "note" in record:
-                _log.warning(record["note"])
-            else:
-                listen(record)
+            listen(record)
 
     def relay() -> None:
         while not finished.wait(0.5):
