@@ -156,6 +156,9 @@ class Stop(Section):
         None, ge=1, description="stop after so many steps, if that is earlier"
     )
     patience: Patience | None = None
+    divergence: bool = Field(
+        False, description="stop when the loss diverges, at the last good checkpoint; false: warn"
+    )
 
 
 class Checkpoint(Section):
