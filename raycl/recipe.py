@@ -187,6 +187,9 @@ class Trainer(Section):
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
     log_every: int = Field(10, ge=1, description="steps between two logged ones")
+    watch: list[Literal["wandb", "mlflow"]] = Field(
+        [], description="services that are told of the run, beside TensorBoard"
+    )
 
     @property
     def group_sizes(self) -> list[int]:

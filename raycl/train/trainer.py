@@ -22,6 +22,7 @@ from raycl.recipe import Recipe
 from raycl.train import checkpoint
 from raycl.train.board import Board
 from raycl.train.loop import Loop, Place
+from raycl.train.observers.services import Prometheus, require
 from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
 from raycl.train.worker import (
@@ -56,6 +57,8 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
             anything is written.
     """
     recipe, run, listen = absolute(recipe), run.absolute(), _without_notes(listen)
+    for name in recipe.trainer.watch:
+        require(name)
     plan = plan_of(recipe, run)
     if recipe.data.engine == "ffcv":
         views = {name: stream.views for name, stream in recipe.streams.items()}
@@ -242,6 +245,7 @@ def _worker(config: dict[str, Any]) -> None:
         metrics=lambda record: board.put.remote(record),
         checkpoint=announce,
         loop=lambda loop: None if rank else _listen(board, loop),
+        writers=[Prometheus(config["run"].name)],
     )
     train(recipe, config["run"], plan, Place(device, lanes, rank, world), bundles, ears)
 

@@ -25,8 +25,9 @@ from raycl.train.balance import MethodLabels
 from raycl.train.corpus import ShardCorpus
 from raycl.train.loop import Loop, Place
 from raycl.train.memory import keep_freed_memory
-from raycl.train.observers import Observer
+from raycl.train.observers import Observer, Writer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
+from raycl.train.observers.services import SERVICES
 from raycl.train.observers.write import Metrics, TensorBoard
 from raycl.train.run import entries_of, open_data
 from raycl.views.image import ImageView
@@ -41,6 +42,7 @@ class Ears:
     metrics: Callable[[dict[str, Any]], None] = lambda record: None
     checkpoint: Callable[[int, Path], None] = lambda step, folder: None
     loop: Callable[[Loop], None] = field(default=lambda loop: None)
+    writers: list[Writer] = field(default_factory=list)
 
 
 def train(
@@ -71,6 +73,8 @@ def train(
         observers += [
             Metrics(run, plan.steps, ears.metrics),
             TensorBoard(run, recipe.to_yaml(), names),
+            *(SERVICES[name](run, recipe) for name in trainer.watch),
+            *ears.writers,
         ]
     loop = Loop(
         recipe,
