@@ -75,6 +75,9 @@ def test_wandb_goes_on_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stopped_and_resumed(tmp_path, Wandb)
     first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
+    deadline = time.monotonic() + 30
+    while len(recorded(first) + recorded(second)) < 8 and time.monotonic() < deadline:
+        time.sleep(0.2)  # the process of W&B writes the file, at times after finish() is back
     one, two = recorded(first), recorded(second)
     assert [row["_step"] for row in one] == [1, 2, 3, 4, 5]
     assert [row["_step"] for row in two] == [4, 5, 6]
