@@ -156,6 +156,9 @@ class Stop(Section):
         None, ge=1, description="stop after so many steps, if that is earlier"
     )
     patience: Patience | None = None
+    divergence: bool = Field(
+        False, description="stop when the loss diverges, at the last good checkpoint; false: warn"
+    )
 
 
 class Best(Section):
@@ -195,6 +198,9 @@ class Trainer(Section):
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
     log_every: int = Field(10, ge=1, description="steps between two logged ones")
+    watch: list[Literal["wandb", "mlflow"]] = Field(
+        [], description="services that are told of the run, beside TensorBoard"
+    )
 
     @property
     def group_sizes(self) -> list[int]:

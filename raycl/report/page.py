@@ -50,6 +50,8 @@ h2 { margin: 3.25rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--rule
 .kicker { margin: 0 0 0.4rem; color: var(--muted); font-size: 0.85rem; }
 .note, figcaption { color: var(--muted); font-size: 0.875rem; }
 .note { margin: 0.75rem 0 0; max-width: 42rem; }
+.alarm { margin: 0 0 1.25rem; padding-left: 0.9rem; border-left: 3px solid #c8504b;
+  max-width: 42rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr));
   gap: 1rem 1.5rem; margin: 1.75rem 0 0; }
 dl div { min-width: 0; }
@@ -139,7 +141,7 @@ def _page(run: Path) -> str:
     title, header = _header(run, metrics, recipe, evaluation)
     sections = (
         ("Accuracy", lambda: _table(_given(evaluation))),
-        ("Training", lambda: _curves(_given(metrics))),
+        ("Training", lambda: _notes(run) + _curves(_given(metrics))),
         ("Embedding", lambda: _map(run)),
         ("Views", lambda: _views(run)),
         ("Recipe", lambda: _details(run)),
@@ -196,17 +198,25 @@ def _recipe(run: Path) -> dict[str, Any]:
     return recipe
 
 
-def _metrics(run: Path) -> list[dict[str, float]]:
-    """The logged steps, ascending. Of steps logged twice, before and after a resume, the later."""
-    steps: dict[float, dict[str, float]] = {}
+def _lines(run: Path) -> list[dict[str, Any]]:
+    """What was logged of steps, in the order of writing."""
+    lines = []
     for line in _text(run, "metrics.jsonl", "nothing was logged").splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue  # a run that was killed leaves half a line
         if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
-            kept = {k: float(v) for k, v in entry.items() if isinstance(v, int | float)}
-            steps.setdefault(kept["step"], {}).update(kept)
+            lines.append(entry)
+    return lines
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    """The logged steps, ascending. Of steps logged twice, before and after a resume, the later."""
+    steps: dict[float, dict[str, float]] = {}
+    for entry in _lines(run):
+        kept = {k: float(v) for k, v in entry.items() if isinstance(v, int | float)}
+        steps.setdefault(kept["step"], {}).update(kept)
     if not steps:
         raise Missing("metrics.jsonl holds no logged step.")
     return [steps[step] for step in sorted(steps)]
@@ -335,6 +345,12 @@ def _table(evaluation: Mapping[str, Any]) -> str:
 def _labels(labels: str, train: Mapping[str, int]) -> str:
     name = labels if labels.endswith(("class", "labels")) else f"{labels} labels"
     return f"{name} ({train[labels]:,})" if labels in train else name
+
+
+def _notes(run: Path) -> str:
+    """What the guards said of the run: a loss that diverges, an embedding that collapses."""
+    notes = [str(line["note"]) for line in _lines(run) if "note" in line]
+    return "".join(f'<p class="alarm">{escape(note)}.</p>\n' for note in notes)
 
 
 def _curves(metrics: list[dict[str, float]]) -> str:

@@ -6,6 +6,7 @@ It knows methods only by their contract, and Ray not at all.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from raycl.nn import collectives
 from raycl.nn.batchnorm import average_statistics, running_statistics
 from raycl.nn.lanes import Layout, use
 from raycl.recipe import Recipe
-from raycl.train import optim
+from raycl.train import checkpoint, optim
 from raycl.train.checkpoint import Writer
 from raycl.train.gradients import GradientAverager
+from raycl.train.guard import Divergence
 from raycl.train.observers import Event, Observer
 
 Backward = Callable[[], None]
+NEVER = torch.iinfo(torch.int64).max
 
 
 class Batches(Protocol):
@@ -99,6 +102,9 @@ class Loop:
         self.best: dict[str, Any] = {}
         self._due = False  # some rank was asked, and all know it
         self._sums: dict[str, Tensor] = {}  # (2,) sum and count of each metric since it was logged
+        # This rank's first step with a loss that is no finite number; it stays on the device.
+        self._bad = torch.full((), NEVER, device=place.device)
+        self._divergence = Divergence()
         self._check_accumulation()
 
     def _check_accumulation(self) -> None:
@@ -191,7 +197,8 @@ class Loop:
         logged: bool,
     ) -> Event:
         metrics = self._mean_metrics() if logged and self._sums else {}
-        return Event(step, metrics, batch or {}, embedding, self.method, logged, self.done)
+        notes = self._judge(metrics)
+        return Event(step, metrics, batch or {}, embedding, self.method, logged, self.done, notes)
 
     def _at(self, epoch: int) -> Step:
         seed = self.recipe.trainer.seed
@@ -303,6 +310,8 @@ class Loop:
         for key, value in values.items():
             pair = torch.stack([value.detach().to(self._one), self._one])
             self._sums[prefix + key] = self._sums.get(prefix + key, 0) + pair
+        finite = output.loss.detach().isfinite()
+        self._bad = torch.where(finite, self._bad, self._bad.clamp(max=self.step + 1))
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means since the last call, over steps and ranks."""
@@ -314,12 +323,53 @@ class Loop:
         self._due = asked_share > 0
         metrics = dict(zip(self._sums, means, strict=True))
         self._sums = {}
-        if not all(abs(value) < float("inf") for value in means):
-            raise RayclError(
-                f"the loss is no finite number at step {self.step}: {metrics}; "
-                f"lower optimizer.lr, raise method.temperature, or set optimizer.clip"
-            )
+        losses = [mean for key, mean in metrics.items() if key.rpartition(".")[2] == "loss"]
+        if not all(map(math.isfinite, losses)):
+            self._refuse_nonfinite()
         return metrics
+
+    # -- guards
+
+    def _refuse_nonfinite(self) -> None:
+        """Raises, on all ranks, if a loss of any of them or a parameter is no finite number."""
+        finite = torch.stack([p.isfinite().all() for p in self.method.parameters()]).all()
+        found = torch.stack([self._bad, finite.to(self._bad)])[None]
+        first, all_finite = collectives.concat(found).amin(0).tolist()
+        if first < NEVER:
+            what = f"the loss is no finite number at step {first}"
+        elif not all_finite:
+            what = f"step {self.step}, whose loss was finite, left parameters that are not"
+        else:
+            return
+        raise RayclError(f"{what}; {self._remedy()}")
+
+    def _judge(self, metrics: dict[str, float]) -> list[str]:
+        """Notes on a loss that diverges, or the end of the run where the recipe wants that."""
+        since = self._divergence.see(self.step, metrics["loss"]) if "loss" in metrics else None
+        if since is None:
+            return []
+        note = (
+            f"the loss diverges since step {since}: it is {metrics['loss']:.4g} at step "
+            f"{self.step}, was {self._divergence.best:.4g} at best and "
+            f"{self._divergence.ceiling:.4g} untrained"
+        )
+        if self.recipe.trainer.stop.divergence:
+            raise RayclError(f"{note}; {self._remedy()}")
+        return [note]
+
+    def _remedy(self) -> str:
+        changes = "a lower optimizer.lr, a higher method.temperature, or optimizer.clip"
+        good = None
+        if self.writer:
+            self.writer.wait()
+            good = checkpoint.latest(self.writer.place)
+        if good is None:
+            return f"no checkpoint was written before; start again with {changes}"
+        run = str(good).rpartition("/checkpoints/")[0]
+        return (
+            f"the last good checkpoint is {good}; go on from its weights with "
+            f"`raycl pretrain {run} init_from={run}` and {changes}"
+        )
 
     # -- patience, state
 
@@ -350,6 +400,7 @@ class Loop:
                 "best": self.best,
                 "sums": self._sums,
                 "world": self.place.world,
+                "divergence": self._divergence.state_dict(),
             },
         }
 
@@ -371,6 +422,7 @@ class Loop:
         if loop["world"] == self.place.world and "statistics" in state:
             self._restore(state["statistics"])
         self._sums = {key: value.to(self.place.device) for key, value in loop["sums"].items()}
+        self._divergence.load_state_dict(loop.get("divergence", {}))
         for observer in self.observers:
             observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
 
@@ -383,6 +435,9 @@ class Loop:
         self._due = False
         if self.writer is None:
             return
+        self._refuse_nonfinite()
+        if self.recipe.trainer.stop.divergence and self._divergence.high and not self.done:
+            return  # until it is known whether this is a divergence, the last good one must stay
         self._settle()
         # Any number of ranks goes on with the average; this one, as if nothing had been saved.
         own = [statistic.clone() for statistic in running_statistics(self.method)]

@@ -23,6 +23,7 @@ from raycl.train import checkpoint, signals
 from raycl.train.board import Board
 from raycl.train.loop import Loop, Place
 from raycl.train.mirror import Mirror
+from raycl.train.observers.services import Prometheus, require
 from raycl.train.resources import decide
 from raycl.train.run import absolute, open_run, plan_of
 from raycl.train.worker import (
@@ -50,13 +51,15 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
     of every other run.
 
     Args:
-        listen: hears every logged record of metrics.
+        listen: hears every logged record of metrics; notes are logged as warnings instead.
 
     Raises:
         RayclError: anything about recipe, data or directory that the user can mend, before
             anything is written.
     """
-    recipe, run = absolute(recipe), run.absolute()
+    recipe, run, listen = absolute(recipe), run.absolute(), _without_notes(listen)
+    for name in recipe.trainer.watch:
+        require(name)
     mirror = Mirror(run, recipe.trainer.storage)
     if not (run / "recipe.yaml").exists():
         mirror.pull()  # the run may have begun on another machine
@@ -73,6 +76,18 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
         _on_ray(recipe, run, plan, listen)
         mirror.pull()
     return run
+
+
+def _without_notes(listen: Listen) -> Listen:
+    """Keeps from a listener what is for people, and logs it."""
+
+    def hear(record: dict[str, Any]) -> None:
+        if "note" in record:
+            _log.warning(record["note"])
+        else:
+            listen(record)
+
+    return hear
 
 
 def _here(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
@@ -234,6 +249,7 @@ def _worker(config: dict[str, Any]) -> None:
         note=lambda text: board.put.remote({"note": text}),
         checkpoint=announce,
         loop=lambda loop: None if rank else _listen(board, loop),
+        writers=[Prometheus(config["run"].name)],
     )
     train(recipe, config["run"], plan, Place(device, lanes, rank, world), bundles, ears)
 
@@ -266,10 +282,7 @@ def _relay(board: Any, listen: Listen) -> Iterator[None]:
 
     def hand_on() -> None:
         for record in ray.get(board.take.remote()):
-            if "note" in record:
-                _log.warning(record["note"])
-            else:
-                listen(record)
+            listen(record)
 
     def relay() -> None:
         while not finished.wait(0.5):

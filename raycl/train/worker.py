@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -30,8 +31,9 @@ from raycl.train.corpus import ShardCorpus
 from raycl.train.loop import Loop, Place
 from raycl.train.memory import keep_freed_memory
 from raycl.train.mirror import Mirror
-from raycl.train.observers import Observer
+from raycl.train.observers import Observer, Writer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
+from raycl.train.observers.services import SERVICES
 from raycl.train.observers.write import Metrics, TensorBoard
 from raycl.train.run import entries_of, open_data, pseudo_labels
 from raycl.train.signals import STOPS
@@ -50,6 +52,7 @@ class Ears:
     note: Callable[[str], None] = _log.warning
     checkpoint: Callable[[Folder | None], None] = lambda newest: None
     loop: Callable[[Loop], None] = field(default=lambda loop: None)
+    writers: list[Writer] = field(default_factory=list)
 
 
 def train(
@@ -86,6 +89,8 @@ def train(
         observers += [
             Metrics(run, plan.steps, ears.metrics),
             TensorBoard(run, recipe.to_yaml(), names),
+            *(SERVICES[name](run, recipe) for name in trainer.watch),
+            *ears.writers,
         ]
     writer = checkpoint.Writer(
         storage,
@@ -110,9 +115,13 @@ def train(
     ears.loop(loop)
     try:
         loop.fit()
-    finally:
+    except BaseException:
         for observer in observers:
-            observer.close()
+            with contextlib.suppress(Exception):  # what ended the run is what counts
+                observer.close()
+        raise
+    for observer in observers:
+        observer.close()
     if place.rank == 0:
         export(method, run)
         mirror.push()

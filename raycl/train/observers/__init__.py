@@ -1,13 +1,13 @@
 """Observers watch a run and never change it.
 
 They are called in order, so that those that measure come before those that write: what one adds to
-`event.metrics` the later ones see. Every rank has the same observers, because measuring may need
-all ranks; writers are given to rank 0 alone.
+`event.metrics` and `event.notes` the later ones see. Every rank has the same observers, because
+measuring may need all ranks; writers are given to rank 0 alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,8 @@ class Event:
         batch, embedding: of the step, empty and None at the end of an epoch.
         logged: whether this step's metrics are written.
         last: whether this is the end of the run.
+        notes: warnings in words, written and shown where the run was started; an observer may add
+            its own where metrics are written, once for each onset.
     """
 
     step: Step
@@ -33,6 +35,7 @@ class Event:
     method: Method
     logged: bool = False
     last: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 class Observer:
@@ -53,3 +56,18 @@ class Observer:
 
     def close(self) -> None:
         pass
+
+
+class Writer(Observer):
+    """Hands on what is logged, with the number of steps that are done."""
+
+    def after_step(self, event: Event) -> None:
+        if event.logged:
+            self.write(event, event.step.index + 1)
+
+    def after_epoch(self, event: Event) -> None:
+        if event.metrics:
+            self.write(event, event.step.index)
+
+    def write(self, event: Event, step: int) -> None:
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -13,7 +14,10 @@ from raycl.evaluate.knn import knn
 from raycl.evaluate.spectrum import embedding_std, rank_me
 from raycl.methods.base import Corpus
 from raycl.nn import collectives
+from raycl.train.guard import LONG
 from raycl.train.observers import Event, Observer
+
+COLLAPSE = "look at what keeps the method from it (negatives, stop-gradient, predictor, batch norm)"
 
 
 class Waiting(Protocol):
@@ -27,7 +31,7 @@ class Waiting(Protocol):
 
 
 class Throughput(Observer):
-    """Images a second over all ranks, and the share of time spent waiting for data, by cause."""
+    """Images a second over all ranks, seconds a step, and the share spent waiting, by cause."""
 
     def __init__(self, loader: Waiting, rows: int) -> None:
         self.loader, self.rows = loader, rows
@@ -39,6 +43,7 @@ class Throughput(Observer):
             return
         seconds, waited = time.perf_counter() - self._begin, asdict(self.loader.waits)
         event.metrics["images_per_second"] = self._steps * self.rows / seconds
+        event.metrics["step_time"] = seconds / self._steps
         shares = {name: (waited[name] - self._waited[name]) / seconds for name in waited}
         event.metrics["wait_share"] = min(sum(shares.values()), 1.0)
         event.metrics |= {f"wait_share/{name}": share for name, share in shares.items()}
@@ -54,11 +59,19 @@ class Throughput(Observer):
 
 
 class Embeddings(Observer):
-    """Standard deviation and RankMe of the last embeddings: do they collapse?"""
+    """Standard deviation and RankMe of the last embeddings, and a note when they collapse.
+
+    Collapsed is an embedding whose standard deviation has been under a tenth of 1/sqrt(D), that of
+    rows spread over the sphere, for 25 logged steps in a row (untrained networks may begin there),
+    or whose RankMe is under 2: nearly all rows are multiples of one vector. Each is noted once, and
+    again only after the standard deviation has been above, or RankMe above 3, in between.
+    """
 
     def __init__(self, size: int = 2048) -> None:
         self.size = size
         self.queue = torch.empty(0)
+        self._narrow = 0  # logged steps in a row
+        self._flat = False
 
     def after_step(self, event: Event) -> None:
         if event.embedding is None:
@@ -66,17 +79,33 @@ class Embeddings(Observer):
         rows = event.embedding.float().cpu()
         self.queue = torch.cat([self.queue, rows])[-self.size :] if len(self.queue) else rows
         if event.logged:
-            event.metrics["embedding_std"] = embedding_std(self.queue)
+            std = event.metrics["embedding_std"] = embedding_std(self.queue)
+            dims = self.queue.shape[1]
+            self._narrow = self._narrow + 1 if std < 0.1 / math.sqrt(dims) else 0
+            if self._narrow == LONG:
+                event.notes.append(
+                    f"the embedding collapses to a point: its standard deviation, {std:.2g} at "
+                    f"step {event.step.index + 1}, has been under 0.1/sqrt({dims}) for {LONG} "
+                    f"logged steps; {COLLAPSE}"
+                )
 
     def after_epoch(self, event: Event) -> None:
-        if len(self.queue):
-            event.metrics["rank_me"] = rank_me(self.queue)
+        if not len(self.queue):
+            return
+        rank = event.metrics["rank_me"] = rank_me(self.queue)
+        before, self._flat = self._flat, rank < (3 if self._flat else 2)  # it hovers
+        if self._flat and not before:
+            event.notes.append(
+                f"the embedding collapses to a line: its RankMe is {rank:.2f} of "
+                f"{self.queue.shape[1]} at step {event.step.index}; {COLLAPSE}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"queue": self.queue}
+        return {"queue": self.queue, "narrow": self._narrow, "flat": self._flat}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.queue = state.get("queue", self.queue)
+        self._narrow, self._flat = state.get("narrow", 0), state.get("flat", False)
 
 
 class OnlineKnn(Observer):

@@ -1,4 +1,4 @@
-"""Observers that write: metrics.jsonl, TensorBoard, and the driver's display."""
+"""Observers that write into the run: metrics.jsonl and metrics.parquet, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
-from raycl.train.observers import Event, Observer
+from raycl.train.observers import Event, Writer
 
 
-class Metrics(Observer):
-    """One JSON object per logged step in RUN/metrics.jsonl, and to whoever listens.
+class Metrics(Writer):
+    """One JSON object per logged step or note in RUN/metrics.jsonl, and to whoever listens.
 
-    A resumed run drops the lines after its checkpoint, so that no step stands there twice.
+    A resumed run drops the lines after its checkpoint, and one that begins again all of them, so
+    that no step stands there twice. At the end, whichever it is, the lines become the rows of
+    RUN/metrics.parquet: a column of every key, null where a line has no such key.
     """
 
     def __init__(
@@ -27,26 +31,22 @@ class Metrics(Observer):
         self.path, self.steps, self.listen = run / "metrics.jsonl", steps, listen
         self._before = 0.0
         self._begin = time.perf_counter()
+        self._mode = "w"
 
-    def after_step(self, event: Event) -> None:
-        if event.logged:
-            self._write(event, event.step.index + 1)
-
-    def after_epoch(self, event: Event) -> None:
-        if event.metrics:
-            self._write(event, event.step.index)
-
-    def _write(self, event: Event, step: int) -> None:
+    def write(self, event: Event, step: int) -> None:
         seconds = self._before + time.perf_counter() - self._begin
-        record = {"step": step, "epoch": step / self.steps, "time": seconds, **event.metrics}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        self.listen(record)
+        place: dict[str, Any] = {"step": step, "epoch": step / self.steps, "time": seconds}
+        records = [place | event.metrics, *(place | {"note": note} for note in event.notes)]
+        with self.path.open(self._mode) as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        self._mode = "a"
+        for record in records:
+            self.listen(record)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "time": self._before + time.perf_counter() - self._begin,
-            "bytes": self.path.stat().st_size if self.path.exists() else 0,
+            "bytes": self.path.stat().st_size if self._mode == "a" else 0,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -54,15 +54,28 @@ class Metrics(Observer):
         if self.path.exists():
             with self.path.open("r+b") as file:
                 file.truncate(min(state.get("bytes", 0), self.path.stat().st_size))
+            self._mode = "a"
+
+    def close(self) -> None:
+        if self._mode == "w":
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        records = [
+            json.loads(line) for line in lines if line.endswith("\n")
+        ]  # a full disk cuts one
+        names = dict.fromkeys(name for record in records for name in record)
+        table = pa.table({name: [record.get(name) for record in records] for name in names})
+        partial = self.path.with_name(".metrics.parquet.partial")
+        parquet.write_table(table, partial)
+        partial.replace(self.path.with_suffix(".parquet"))
 
 
-class TensorBoard(Observer):
+class TensorBoard(Writer):
     """Scalars, and pictures of the views of the first batch (also in RUN/views.png)."""
 
     def __init__(self, run: Path, recipe: str, views: list[str]) -> None:
         self.run, self.recipe, self.views = run, recipe, views
         self._step = 0
-        self._resumed: int | None = None
         self._writer: Any = None
 
     @property
@@ -70,32 +83,32 @@ class TensorBoard(Observer):
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Steps after the checkpoint that a run resumes from are hidden, not shown twice.
-            purge = self._resumed + 1 if self._resumed is not None else None
-            self._writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=purge)
+            # What an earlier start showed of steps that are done again is hidden, not shown twice.
+            self._writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self._step + 1)
         return self._writer
 
     def after_step(self, event: Event) -> None:
         if event.step.index == 0:
             self.writer.add_text("recipe", f"```yaml\n{self.recipe}```")
             self._show(event)
-        if event.logged:
-            self._scalars(event, event.step.index + 1)
+        super().after_step(event)
 
     def after_epoch(self, event: Event) -> None:
-        self._scalars(event, event.step.index)
+        super().after_epoch(event)
         self.writer.flush()
 
-    def _scalars(self, event: Event, step: int) -> None:
+    def write(self, event: Event, step: int) -> None:
         for name, value in event.metrics.items():
             self.writer.add_scalar(name, value, step)
+        for note in event.notes:
+            self.writer.add_text("notes", note, step)
         self._step = step
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._resumed = self._step = state.get("step", 0)
+        self._step = state.get("step", 0)
 
     def _show(self, event: Event) -> None:
         from raycl.views.sheet import contact_sheet
