@@ -163,7 +163,8 @@ class Writer:
         torch.save(part, buffer)
         files: dict[str, Any] = {f"rank-{self.rank}.pt": buffer.getbuffer()}
         if weights:
-            files["encoder.safetensors"] = save(weights, metadata={"format": "pt"})
+            plain = {name: weight.contiguous() for name, weight in weights.items()}
+            files["encoder.safetensors"] = save(plain, metadata={"format": "pt"})
         facts = {
             name: {"bytes": len(content), "sha256": _sha256(content)}
             for name, content in files.items()
@@ -322,7 +323,7 @@ def _copied(value: Any) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True).contiguous()
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

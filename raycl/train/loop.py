@@ -362,6 +362,7 @@ class Loop:
         good = None
         if self.writer:
             self.writer.wait()
+            collectives.barrier()  # all ranks have come to this verdict; rank 0 has written
             good = checkpoint.latest(self.writer.place)
         if good is None:
             return f"no checkpoint was written before; start again with {changes}"
@@ -415,7 +416,7 @@ class Loop:
     def load(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optim.restore(optimizer, state["optimizers"][name])
         loop = state["loop"]
         self.step, self.done, self.best = loop["step"], loop["done"], loop["best"]
         self.metrics = loop["metrics"]

@@ -227,6 +227,15 @@ def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Loads a state, laid out in memory as the weights are: fused kernels take that for given."""
+    optimizer.load_state_dict(state)
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
 def set_rate(
     optimizer: Optimizer, config: OptimizerConfig, step: int, total: int, warmup: int
 ) -> float:

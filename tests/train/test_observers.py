@@ -70,7 +70,7 @@ def test_parquet_has_no_step_twice_after_a_resume(tmp_path: Path, with_checkpoin
         stop = StopAfter(5)
         loop = loop_of(made, method_of(made), run=tmp_path, observers=[whole, Embeddings(), stop])
         stop.loop = loop
-        loop.save = lambda: type(loop).save(loop) if loop.step == 3 else None  # type: ignore[method-assign]
+        loop.save = lambda wait=False: type(loop).save(loop) if loop.step == 3 else None  # type: ignore[method-assign]
         loop.fit()
 
     with pytest.raises(KeyboardInterrupt):

@@ -59,10 +59,8 @@ class Metrics(Writer):
     def close(self) -> None:
         if self._mode == "w":
             return
-        lines = self.path.read_text().splitlines(keepends=True)
-        records = [
-            json.loads(line) for line in lines if line.endswith("\n")
-        ]  # a full disk cuts one
+        whole = self.path.read_text().rpartition("\n")[0]  # a full disk cuts the last line
+        records = [json.loads(line) for line in whole.splitlines()]
         names = dict.fromkeys(name for record in records for name in record)
         table = pa.table({name: [record.get(name) for record in records] for name in names})
         partial = self.path.with_name(".metrics.parquet.partial")
