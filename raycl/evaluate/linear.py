@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -141,6 +140,8 @@ def _fits(x: Tensor, y: Tensor, classes: int, strengths: Iterable[float]) -> lis
     Returns:
         A (classes, D + 1) matrix per strength; the last column is the bias, which is not penalised.
     """
+    from scipy.optimize import minimize  # a second or two, which a run that only trains can spare
+
     shape = (classes, x.shape[1] + 1)
 
     def objective(flat: np.ndarray, l2: float) -> tuple[float, np.ndarray]:

@@ -20,7 +20,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from raycl.errors import RayclError
-from raycl.nn.backbones import Encoder, ResNet, ViT, timm_encoder
+from raycl.nn.backbones import Encoder, ResNet, timm_encoder
 from raycl.nn.backbones.timm import check_name
 from raycl.nn.batchnorm import Scope
 from raycl.views.image import ImageView
@@ -75,6 +75,8 @@ class ViTBackbone(Settings):
         return self
 
     def build(self, scope: Scope) -> Encoder:
+        from raycl.nn.backbones.vit import ViT  # it brings torchvision, which takes seconds
+
         return ViT(**self.model_dump(exclude={"name"}))
 
 

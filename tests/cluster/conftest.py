@@ -138,11 +138,10 @@ class Hosts:
     def drain(self, host: int, seconds: int = 60) -> None:
         """What a cloud's notice of preemption becomes: the node is to go in so many seconds."""
         ask = f"""
-import ray
-ray.init(address="{self.network}.1:6379", logging_level="ERROR")
-for node in ray.nodes():
-    if node["Alive"] and node["NodeManagerAddress"] == "{self.network}.{host + 1}":
-        print(node["NodeID"])
+from ray._raylet import GcsClient
+for node in GcsClient(address="{self.network}.1:6379").get_all_node_info().values():
+    if node.state == 0 and node.node_manager_address == "{self.network}.{host + 1}":
+        print(node.node_id.hex())
 """
         found = self.inside(0, [sys.executable, "-c", ask]).split()
         assert len(found) == 1, found

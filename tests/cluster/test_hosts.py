@@ -79,7 +79,7 @@ def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, tiny: list[str], tmp_path:
     lost = next(host for host in (1, 2) if hosts.trainers(host))
     hosts.cut(lost)
     cut_at = job.step
-    again = job.reaches(cut_at + 5)
+    again = job.reaches(cut_at + 1)
     job.check(hosts)
     print(f"cut at step {cut_at}; training again after {again:.0f} s; "
           f"{time.monotonic() - begin:.0f} s in all")  # fmt: skip

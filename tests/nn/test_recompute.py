@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from raycl.nn import collectives, lanes
-from raycl.nn.backbones import Encoder, ResNet, ViT, timm_encoder
+from raycl.nn.backbones import Encoder, ResNet, timm_encoder
+from raycl.nn.backbones.vit import ViT
 from raycl.nn.lanes import Layout
 from raycl.nn.recompute import recompute_in_backward
 from tests.nn.distributed import run

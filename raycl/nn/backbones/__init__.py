@@ -3,6 +3,5 @@
 from raycl.nn.backbones.encoder import Encoder, extract
 from raycl.nn.backbones.resnet import ResNet
 from raycl.nn.backbones.timm import timm_encoder
-from raycl.nn.backbones.vit import ViT
 
-__all__ = ["Encoder", "ResNet", "ViT", "extract", "timm_encoder"]
+__all__ = ["Encoder", "ResNet", "extract", "timm_encoder"]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from raycl.errors import RayclError
 from raycl.mistakes import nearest
@@ -37,6 +36,8 @@ def extract(encoder: nn.Module, layers: Sequence[str]) -> nn.Module:
     Raises:
         RayclError: a layer does not exist.
     """
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     known = dict(encoder.named_modules())
     for layer in layers:
         if layer not in known:

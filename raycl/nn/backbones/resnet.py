@@ -1,12 +1,16 @@
-"""Residual networks (He et al. 2016; stride in the 3x3 convolution), of any width."""
+"""Residual networks (He et al. 2016; stride in the 3x3 convolution), of any width.
+
+torchvision has these blocks too, but its import brings torch.compile's machinery: seconds, in the
+driver and in every worker.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from raycl.nn.backbones.encoder import Encoder
 from raycl.nn.batchnorm import BatchNorm, Scope
@@ -16,9 +20,64 @@ Depth = Literal[18, 34, 50, 101]
 Stem = Literal["imagenet", "cifar"]
 OutputStride = Literal[8, 16, 32]
 
-_BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
+Norm = Callable[[int], nn.Module]
+
+
+class Block(nn.Module):
+    """Convolutions with batch norms, around which the input goes; names are torchvision's.
+
+    Args:
+        planes: output channels are `expansion` times as many.
+        shortcut: what the input goes through, None to leave it as it is.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, channels: int, planes: int, norm: Norm, stride: int, shortcut: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = norm(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = norm(planes)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """A `Block` of three convolutions: narrowed, 3x3, widened."""
+
+    expansion = 4
+
+    def __init__(
+        self, channels: int, planes: int, norm: Norm, stride: int, shortcut: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
+        self.bn1 = norm(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = norm(planes)
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = norm(4 * planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+_BLOCKS: dict[int, tuple[type[Block | Bottleneck], tuple[int, ...]]] = {
+    18: (Block, (2, 2, 2, 2)),
+    34: (Block, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
 }
@@ -79,9 +138,9 @@ class ResNet(Encoder):
                     nn.Conv2d(channels, planes * block.expansion, 1, stride=stride, bias=False),
                     norm(planes * block.expansion),
                 )
-            blocks = [block(channels, planes, stride, shortcut, norm_layer=norm)]
+            blocks = [block(channels, planes, norm, stride, shortcut)]
             channels = planes * block.expansion
-            blocks += [block(channels, planes, norm_layer=norm) for _ in range(count - 1)]
+            blocks += [block(channels, planes, norm, 1, None) for _ in range(count - 1)]
             stage = nn.Sequential(*blocks)
             _dilate(stage, before, dilation)
             self.add_module(f"layer{index + 1}", stage)
@@ -106,10 +165,7 @@ class ResNet(Encoder):
 
 
 def _dilate(stage: nn.Sequential, first: int, rest: int) -> None:
-    """Dilates a stage's 3x3 convolutions; the first, whose stride it may replace, by `first`.
-
-    Afterwards, because torchvision's basic block takes no dilation.
-    """
+    """Dilates a stage's 3x3 convolutions; the first, whose stride it may replace, by `first`."""
     convolutions = (
         module
         for module in stage.modules()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from raycl.errors import RayclError
-from raycl.nn.backbones import Encoder, ResNet, ViT, extract
+from raycl.nn.backbones import Encoder, ResNet, extract
+from raycl.nn.backbones.vit import ViT
 
 
 def test_any_layer_of_a_resnet() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.models import VisionTransformer, vit_b_16
 
 from raycl.errors import RayclError
-from raycl.nn.backbones import ViT
+from raycl.nn.backbones.vit import ViT
 
 
 def tiny(image: int = 32) -> ViT:
