@@ -12,6 +12,7 @@ from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.report.page import write_report
+from raycl.train import checkpoint
 from raycl.train.evaluation import evaluate
 from raycl.train.trainer import pretrain
 from raycl.train.worker import evaluation_view
@@ -79,3 +80,13 @@ def test_a_run_without_a_checkpoint(run: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
     with pytest.raises(RayclError, match="no complete checkpoint"):
         evaluate(tmp_path)
+
+
+def test_the_best_checkpoint_is_scored_where_one_is_asked_for(run: Path) -> None:
+    first = checkpoint.require(run)
+    with pytest.raises(RayclError, match=r"trainer\.checkpoint\.best: names no metric"):
+        evaluate(run, best=True)
+    with pytest.raises(RayclError, match="no checkpoint holds the metric 'accuracy'"):
+        evaluate(run, ["trainer.checkpoint.best={metric: accuracy}"], best=True)
+    how = ["evaluation.protocols=[knn]", "trainer.checkpoint.best={metric: loss, mode: min}"]
+    assert evaluate(run, how, best=True)["step"] == int(first.name.removeprefix("step-"))

@@ -22,6 +22,7 @@ from raycl.recipe import load
 from raycl.train import checkpoint
 from raycl.train.trainer import pretrain
 from tests.conftest import Cluster
+from tests.data.conftest import Bucket
 from tests.data.test_loader import damage
 
 Lines = list[dict[str, Any]]
@@ -133,6 +134,25 @@ def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
     before = metrics(whole)
     pretrain(load(whole), whole)
     assert metrics(whole) == before
+
+
+def test_a_run_goes_on_from_its_storage_on_another_machine(
+    whole: Path, tiny: list[str], tmp_path: Path, bucket: Bucket
+) -> None:
+    """Its directory is lost and so is its newest checkpoint; the bucket has all that it takes."""
+    bucket.put("run/.keep", b"")
+    changes = [*tiny, "trainer.workers=1", f"trainer.storage={bucket.uri('run')}"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    pretrain(load("simclr/digits", changes), here)
+    assert not (here / "checkpoints").exists()
+    checkpoint.require(here, bucket.uri("run")).clear()
+    shutil.rmtree(here)
+    pretrain(load("simclr/digits", changes), there)
+    assert series(there, "loss") == series(whole, "loss")
+    assert [line["step"] for line in metrics(there)] == [line["step"] for line in metrics(whole)]
+    one, two = (load_file(r / "encoder.safetensors") for r in (whole, there))
+    assert all(torch.equal(two[name], value) for name, value in one.items())
+    assert (there / "views.png").exists()  # drawn at the first step, on the other machine
 
 
 def test_another_recipe_in_the_same_directory_is_refused(whole: Path) -> None:
