@@ -28,6 +28,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from raycl.data.folder import Folder
+from raycl.errors import RayclError
 from raycl.train import checkpoint
 from raycl.train.signals import STOPS
 
@@ -69,7 +70,7 @@ class GroupTrainer(TorchTrainer):
                 return
             if self._signals == 1:
                 self._save()
-            with contextlib.suppress(ray.exceptions.RayActorError):  # it ends, as it is told to
+            with contextlib.suppress(ray.exceptions.RayError):  # it ends, as it is told to
                 ray.get(controller.abort.remote(), timeout=GRACE)
             raise KeyboardInterrupt
 
@@ -103,7 +104,9 @@ class Restart(DefaultFailurePolicy):
         failures = getattr(training_failed_error, "worker_failures", {}).values()
         if not all(isinstance(failure, PASSING) for failure in failures):
             return FailureDecision.RAISE
-        newest = checkpoint.newest(self.place)
+        newest = self._newest
+        with contextlib.suppress(RayclError):  # storage is gone: the group may still find it back
+            newest = checkpoint.newest(self.place)
         self._tries = self._tries + 1 if newest == self._newest else 1
         self._newest = newest
         if failures and self._tries >= TRIES:
@@ -142,8 +145,11 @@ class Elastic(ElasticScalingPolicy):
             worker_group_state, worker_group_status
         )
         if isinstance(decision, ResizeDecision):
-            self._resize, self._before = decision, checkpoint.latest(self.place)
-            self.board.ask.remote()
-        if self._resize and checkpoint.latest(self.place) != self._before:
-            return self._resize
+            with contextlib.suppress(RayclError):
+                self._before = checkpoint.latest(self.place)
+                self._resize = decision
+                self.board.ask.remote()
+        with contextlib.suppress(RayclError):  # storage is gone: no checkpoint, no growth
+            if self._resize and checkpoint.latest(self.place) != self._before:
+                return self._resize
         return NoopDecision()
