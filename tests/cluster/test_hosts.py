@@ -63,6 +63,7 @@ class Job:
         until(lambda: "succeeded" in hosts.job("status", "watched").stdout, 60, "no success")
         (self.folder / "alone").mkdir()
         alone = [*self.changes, f"method.log={self.folder / 'alone'}", "trainer.workers=1"]
+        alone.append("method.pause=0")
         whole = pretrain(load("simclr/digits", alone), self.folder / "whole")
         assert seen(self.folder / "log") == seen(self.folder / "alone")
         steps = [line["step"] for line in metrics(self.run)]
@@ -92,7 +93,8 @@ def test_a_host_leaves_with_notice_and_comes_back(
 
     There are no other checkpoints before the end, so steps would be lost if one were not written.
     """
-    job = Job(tmp_path, tiny, "trainer.checkpoint={every_epochs: 99, keep: 9}")
+    slow = "method.pause=1.5"  # a host takes its time to come back
+    job = Job(tmp_path, tiny, "trainer.checkpoint={every_epochs: 99, keep: 9}", slow)
     place = checkpoint.folder(job.run)
     job.start(hosts)
     job.reaches(10)
@@ -108,7 +110,7 @@ def test_a_host_leaves_with_notice_and_comes_back(
     again = job.reaches(job.step + 5)
     print(f"training again after {again:.0f} s")
     hosts.start(leaving)
-    until(lambda: hosts.trainers(leaving), 120, "the group does not grow")
+    until(lambda: hosts.trainers(leaving), 200, "the group does not grow")
     grown = [int(f.removeprefix("step-")) for f in place.names()]
     assert len(grown) == 2, "before it grows the group saves"
     job.check(hosts)
