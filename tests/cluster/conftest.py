@@ -56,12 +56,13 @@ class Hosts:
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
 
-    def up(self) -> None:
+    def up(self, count: int = 3) -> None:
+        """Starts Ray on so many hosts, the head among them."""
         self.start(0)  # the others look for it
         until(lambda: self.is_up(0), 60, "no Ray on the head")
-        for host in range(1, len(self.names)):
+        for host in range(1, count):
             self.start(host)
-        until(lambda: all(map(self.is_up, range(len(self.names)))), 60, "no Ray on some host")
+        until(lambda: all(map(self.is_up, range(count))), 60, "no Ray on some host")
 
     @property
     def dashboard(self) -> str:

@@ -87,18 +87,19 @@ def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, tiny: list[str], tmp_path:
 
 
 def test_a_host_leaves_with_notice_and_comes_back(
-    hosts: Hosts, tiny: list[str], tmp_path: Path
+    idle_hosts: Hosts, tiny: list[str], tmp_path: Path
 ) -> None:
-    """A checkpoint at the notice, fewer ranks without the host, more again when it is back.
+    """A checkpoint at the notice, one rank without the host, two again when it is back.
 
     There are no other checkpoints before the end, so steps would be lost if one were not written.
     """
     slow = "method.pause=1.5"  # a host takes its time to come back
     job = Job(tmp_path, tiny, "trainer.checkpoint={every_epochs: 99, keep: 9}", slow)
-    place = checkpoint.folder(job.run)
+    place, hosts, leaving = checkpoint.folder(job.run), idle_hosts, 1
+    hosts.up(2)
     job.start(hosts)
     job.reaches(10)
-    leaving = next(host for host in (1, 2) if hosts.trainers(host))
+    assert hosts.trainers(leaving)
     told_at, told = job.step, time.monotonic()
     hosts.drain(leaving)
     until(lambda: checkpoint.latest(place), 30, "no checkpoint at the notice")

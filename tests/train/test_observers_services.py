@@ -61,7 +61,7 @@ def stopped_and_resumed(run: Path, kind: type[Writer]) -> None:
             loop.observers[0].close()
 
     first = start(StopAfter(5))
-    first.save = lambda: type(first).save(first) if first.step == 3 else None
+    first.save = lambda wait=False: type(first).save(first) if first.step == 3 else None
     with pytest.raises(KeyboardInterrupt):
         fit(first)
     second = start()
