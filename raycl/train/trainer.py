@@ -36,7 +36,9 @@ from raycl.train.worker import (
     training_corpus,
 )
 
-START_TIMEOUT = 30  # seconds that a worker group may take to find its places
+# Seconds that a worker group may take to find its places. Ray notices a lost worker before its
+# host's loss and reserves places there again: a group of another size should not wait for long.
+START_TIMEOUT, START_TIMEOUT_ELASTIC = 30, 8
 RESIZE = 15.0  # seconds between two looks whether the group could be larger
 
 _log = logging.getLogger(__name__)
@@ -125,8 +127,8 @@ def _cluster(recipe: Recipe) -> str | None:
 def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     # Must stand before Ray Train is imported by anyone in this process.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # What Ray believes to be free on a host that has just gone is waited for until this is over.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
+    timeout = START_TIMEOUT_ELASTIC if len(recipe.trainer.group_sizes) > 1 else START_TIMEOUT
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
     import ray
     import ray.train
     import ray.train.torch

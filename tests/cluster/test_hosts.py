@@ -93,7 +93,7 @@ def test_a_host_leaves_with_notice_and_comes_back(
 
     There are no other checkpoints before the end, so steps would be lost if one were not written.
     """
-    slow = "method.pause=1.5"  # a host takes its time to come back
+    slow = "method.pause=1.0"  # a host takes its time to come back
     job = Job(tmp_path, tiny, "trainer.checkpoint={every_epochs: 99, keep: 9}", slow)
     place, hosts, leaving = checkpoint.folder(job.run), idle_hosts, 1
     hosts.up(2)
