@@ -4,7 +4,8 @@
 
 Sides, in turns, each a process of its own that starts its own local Ray where it needs one: a bare
 TorchTrainer of two workers whose function imports torch and ends (the clock stops in it), `raycl
-pretrain` with two workers, and with one (the clock stops when the first step is logged).
+pretrain` with two workers, fed by Ray Data or by themselves, and with one (the clock stops when the
+first step is logged).
 """
 
 from __future__ import annotations
@@ -56,12 +57,13 @@ def seconds_until(mark: Path, command: list[str]) -> float:
     return came - begin
 
 
-def raycl(run: Path, data: Path, workers: int) -> float:
+def raycl(run: Path, data: Path, workers: int, *changes: str) -> float:
     command = [
         str(Path(sys.executable).with_name("raycl")), "pretrain", "simclr/digits",
         "--run", str(run), f"data.train={data / 'train'}", f"data.test={data / 'test'}",
         f"trainer.workers={workers}",
         "trainer.log_every=1", "trainer.stop={epochs: 1, steps: 3}", "evaluation.every_epochs=0",
+        *changes,
     ]  # fmt: skip
     return seconds_until(run / "metrics.jsonl", command)
 
@@ -86,6 +88,9 @@ def main() -> None:
             sides: dict[str, Callable[[Path], float]] = {
                 "bare TorchTrainer, 2 workers": bare,
                 "raycl, 2 workers": lambda run: raycl(run, data, 2),
+                "raycl, 2 workers that read for themselves": lambda run: raycl(
+                    run, data, 2, "data.read_on=worker"
+                ),
                 "raycl, 1 worker": lambda run: raycl(run, data, 1),
             }
             for index, (side, work) in enumerate(sides.items()):

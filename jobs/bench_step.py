@@ -88,7 +88,7 @@ class Sides:
         )
         if self.world > 1:
             model = DistributedDataParallel(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4, fused=True)
         model.train()
 
         def run() -> None:

@@ -78,6 +78,11 @@ class Data(Section):
     corrupt_share: float = Field(
         0.01, ge=0, le=1, description="of a lane's samples, how many may be replaced"
     )
+    read_on: Literal["cluster", "worker"] = Field(
+        "cluster",
+        description="cluster: in tasks of Ray Data on any node; worker: each worker reads what it "
+        "trains on",
+    )
     decode_on: Literal["worker", "cluster", "gpu"] = Field(
         "worker",
         description="cluster: in Ray Data actors on other nodes, which ship uint8 crops; gpu: by "
@@ -114,6 +119,8 @@ class Data(Section):
             )
         if self.engine == "ffcv" and self.decode_on != "worker":
             raise ValueError("engine=ffcv decodes in the workers: leave decode_on=worker")
+        if self.read_on == "worker" and self.decode_on == "cluster":
+            raise ValueError("decode_on=cluster takes what the cluster reads: leave read_on out")
         subset = [name for name in ("limit", "indices", "pairs") if getattr(self, name)]
         if isinstance(self.train, dict) and subset:
             raise ValueError(f"{subset[0]} cannot choose among parts of a mixture: leave it out")
@@ -188,6 +195,13 @@ class Trainer(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
+    compile: bool = Field(False, description="by torch.compile, which takes minutes first")
+    sharded: bool = Field(
+        False, description="encoders that one device has no room for are spread over the workers"
+    )
+    nccl: dict[str, str] = Field(
+        {}, description="what NCCL shall know on every worker: {NCCL_SOCKET_IFNAME: eth0}"
+    )
     address: str | None = Field(
         None, description="Ray cluster to run on, 'auto' for this machine's"
     )
@@ -207,6 +221,14 @@ class Trainer(Section):
         """The numbers of workers that a group may have, ascending: those that divide the lanes."""
         least, most = self.workers if isinstance(self.workers, tuple) else (self.workers,) * 2
         return [n for n in range(least, most + 1) if self.lanes % n == 0]
+
+    @field_validator("nccl")
+    @classmethod
+    def _of_nccl(cls, settings: dict[str, str]) -> dict[str, str]:
+        for name in settings:
+            if not name.startswith(("NCCL_", "TORCH_NCCL_")):
+                raise ValueError(f"{name} is no setting of NCCL: NCCL_..., TORCH_NCCL_...")
+        return settings
 
     @model_validator(mode="after")
     def _divide(self) -> Trainer:

@@ -86,6 +86,13 @@ def agreed(number: int, device: torch.device | str = "cpu") -> int:
     return int(shared.item())
 
 
+def handed_on(value: Any, source: int) -> Any:
+    """What rank `source` has, on every rank: tensors and plain data, which stay on the host."""
+    shared = [value]
+    dist.broadcast_object_list(shared, src=source)
+    return shared[0]
+
+
 def barrier() -> None:
     """Returns when all ranks have come to it."""
     if world_size() > 1:

@@ -25,7 +25,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 TRIES = 4  # checkpoints that fail one after the other before the run ends
 PEERS = 300.0  # seconds that rank 0 waits for the parts of the others
+AT_ONCE = 8  # files that are read at the same time
 
 _log = logging.getLogger(__name__)
 
@@ -108,8 +111,8 @@ class Writer:
             "cursor": list(cursor),
             "metrics": {k: v for k, v in (metrics or {}).items() if math.isfinite(v)},
         }
-        part = _copied(share(state, self.rank, self.world))
-        weights = _copied(dict(encoder or {})) if self.rank == 0 else {}
+        part = share(state, self.rank, self.world)
+        weights = {k: _copied(v) for k, v in _gathered(encoder or {}) if self.rank == 0}
         arguments = (self.place / f"step-{step:010d}", part, weights, manifest)
         self._thread = threading.Thread(target=self._try, args=arguments, daemon=True)
         self._thread.start()
@@ -190,11 +193,10 @@ class Writer:
         hashes: dict[str, str] = {}
         deadline = time.monotonic() + PEERS
         while True:
-            for name in target.names():
-                if name.startswith("manifest-") and name not in hashes:
-                    text = target.read(name)
-                    if json.loads(text)["token"] == token:
-                        hashes[name] = _sha256(text)
+            new = [n for n in target.names() if n.startswith("manifest-") and n not in hashes]
+            for name, text in zip(new, _read(target, new), strict=True):
+                if json.loads(text)["token"] == token:
+                    hashes[name] = _sha256(text)
             if len(hashes) == self.world:
                 return hashes
             if time.monotonic() > deadline:
@@ -250,15 +252,24 @@ def cursor(found: Folder | None) -> tuple[int, int]:
     return (epoch, step)
 
 
-def load(found: Folder, rank: int = 0) -> dict[str, Any]:
-    """State of a rank: rank 0's with the shares of all ranks, and the rank's own parts."""
+def load(found: Folder, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """State of a rank: rank 0's with the shares of all ranks, and the rank's own parts.
+
+    Of `world` ranks that call this together, each reads some files and hands them to the others.
+    """
     import torch
 
-    world = json.loads(found.read("COMPLETE"))["world_size"]
+    from raycl.nn.collectives import handed_on
+
+    written = json.loads(found.read("COMPLETE"))["world_size"]
     state: dict[str, Any] = {}
-    for other in range(world):
-        content = io.BytesIO(found.read(f"rank-{other}.pt"))
-        part: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    for other in range(written):
+        part: dict[str, Any] = {}
+        if world == 1 or other % world == rank:
+            content = io.BytesIO(found.read(f"rank-{other}.pt"))
+            part = torch.load(content, map_location="cpu", weights_only=True)
+        if world > 1:
+            part = handed_on(part, other % world)
         own = {key: part.pop(key) for key in list(part) if key not in _SHARED}
         state = _merged(state, part)
         if other in (0, rank):
@@ -280,9 +291,10 @@ _SHARED = ("method", "optimizers")
 
 
 def share(state: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    """What a rank writes: of `method` and the optimizers' `state` a share, by bytes.
+    """A copy of what a rank writes: of `method` and the optimizers' `state` a share, by bytes.
 
-    All else is rank 0's, and of the other ranks what stands beside the two.
+    All else is rank 0's, and of the other ranks what stands beside the two. Where a tensor is
+    sharded itself, all ranks must call this together.
     """
     sections = [state.get("method", {})]
     sections += [optimizer["state"] for optimizer in state.get("optimizers", {}).values()]
@@ -293,8 +305,11 @@ def share(state: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
         loads[owner] += size
         if owner == rank:
             owned[section].add(key)
-    mine = [{k: v for k, v in s.items() if k in o} for s, o in zip(sections, owned, strict=True)]
-    part = {key: value for key, value in state.items() if key not in _SHARED}
+    mine = [
+        {k: _copied(v) for k, v in _gathered(section) if k in keys}
+        for section, keys in zip(sections, owned, strict=True)
+    ]
+    part = {key: _copied(value) for key, value in state.items() if key not in _SHARED}
     part["method"] = mine[0]
     part["optimizers"] = {
         name: (optimizer if rank == 0 else {}) | {"state": entries}
@@ -303,6 +318,13 @@ def share(state: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
         )
     }
     return part
+
+
+def _gathered(section: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Entries with the whole of each tensor, one by one: all of them have no room on one device."""
+    from raycl.train.sharding import whole
+
+    return ((key, whole(value)) for key, value in section.items())
 
 
 def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
@@ -339,18 +361,30 @@ def _complete(place: Folder) -> list[Folder]:
 
 def _sound(found: Folder) -> bool:
     try:
-        complete = json.loads(found.read("COMPLETE"))
-        for name, expected in complete["manifests"].items():
-            text = found.read(name)
-            if _sha256(text) != expected:
+        expected: dict[str, str] = json.loads(found.read("COMPLETE"))["manifests"]
+        files: dict[str, Any] = {}
+        for text, known in zip(_read(found, expected), expected.values(), strict=True):
+            if _sha256(text) != known:
                 return False
-            for file, facts in json.loads(text)["files"].items():
-                content = found.read(file)
-                if len(content) != facts["bytes"] or _sha256(content) != facts["sha256"]:
-                    return False
+            files |= json.loads(text)["files"]
+        for content, facts in zip(_read(found, files), files.values(), strict=True):
+            if len(content) != facts["bytes"] or _sha256(content) != facts["sha256"]:
+                return False
     except (OSError, ValueError, KeyError, stores.Unavailable):
         return False
     return True
+
+
+def _read(place: Folder, names: Iterable[str]) -> Iterator[bytes]:
+    """Files in the order of their names, some at once: of many ranks there are many small ones."""
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for name in names:
+            waiting.append(pool.submit(place.read, name))
+            if len(waiting) == AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _sha256(content: bytes | memoryview) -> str:

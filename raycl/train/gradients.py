@@ -101,7 +101,7 @@ class GradientAverager:
         self._armed = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._group: dist.ProcessGroup | None = None
-        if world_size() == 1:
+        if world_size() == 1 or not self._parameters:
             return
         # A group of its own: ranks that use different parameters launch at different moments
         # between the collectives of a loss or a batch norm, and order counts only within a group.

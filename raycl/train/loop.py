@@ -19,10 +19,11 @@ from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.methods.base import Batch, Corpus, Method, Output, Step
 from raycl.nn import collectives
+from raycl.nn.backbones import Encoder
 from raycl.nn.batchnorm import average_statistics, running_statistics
 from raycl.nn.lanes import Layout, use
 from raycl.recipe import Recipe
-from raycl.train import checkpoint, optim
+from raycl.train import checkpoint, optim, sharding
 from raycl.train.checkpoint import Writer
 from raycl.train.gradients import GradientAverager
 from raycl.train.guard import Divergence
@@ -82,6 +83,11 @@ class Loop:
         layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
         method.to(place.device, memory_format=layout)  # type: ignore[call-overload]
         collectives.broadcast([*method.parameters(), *method.buffers()])
+        if trainer.sharded and place.world > 1:
+            sharding.shard(method, place.device)
+        for module in method.modules() if trainer.compile else ():
+            if isinstance(module, Encoder):
+                module.compile()
         self.settings = {name: recipe.optimizer.of(name) for name in method.parameter_groups()}
         rows = trainer.lanes * trainer.batch
         self.optimizers = {
@@ -92,7 +98,14 @@ class Loop:
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in self.optimizers.items()
         }
-        self.averagers = {name: GradientAverager(ps) for name, ps in self.parameters.items()}
+        # Of what is sharded, gradients are averaged as they arrive; and none can be left out of a
+        # backward pass, because its parameters are not those that the graph knows.
+        of_graph = {
+            name: [] if any(map(sharding.is_sharded, ps)) else ps
+            for name, ps in self.parameters.items()
+        }
+        self.averagers = {name: GradientAverager(ps) for name, ps in of_graph.items()}
+        self._inputs = {name: ps or None for name, ps in of_graph.items()}
         self._one = torch.ones((), dtype=torch.float64, device=place.device)
         self.step = 0
         self.done = False
@@ -149,7 +162,7 @@ class Loop:
             self.metrics |= event.metrics
             self.done |= self._out_of_patience(epoch)
             if self.done and "method" in self.best:
-                self.method.load_state_dict(self.best["method"])
+                sharding.load(self.method, self.best["method"])
             every = self.recipe.trainer.checkpoint.every_epochs
             if self.done or self._due or (epoch + 1) % every == 0:
                 self.save(wait=self.done or self._due)
@@ -166,6 +179,7 @@ class Loop:
             for parameter in fresh:
                 optimizer.state.pop(parameter, None)
         # Ranks that re-initialise on their own would drift apart without an error.
+        fresh = [p for p in fresh if not sharding.is_sharded(p)]  # those draw alike by themselves
         collectives.broadcast([*fresh, *self.method.buffers()])
 
     def _epoch(self, epoch: int, start: int) -> None:
@@ -242,7 +256,7 @@ class Loop:
             def backward(output: Output = output) -> None:
                 name = output.optimizer
                 with self.averagers[name]:
-                    output.loss.backward(inputs=self.parameters[name])
+                    output.loss.backward(inputs=self._inputs[name])
 
             yield output, backward
 
@@ -271,7 +285,8 @@ class Loop:
 
         def backward() -> None:
             name = output.optimizer
-            output.loss.backward(inputs=[*leaves.values(), *self.parameters[name]])
+            inputs = self._inputs[name]
+            output.loss.backward(inputs=inputs and [*leaves.values(), *inputs])
             running = running_statistics(self.method)
             before = [buffer.clone() for buffer in running]
             moved = [torch.zeros_like(buffer) for buffer in running]
@@ -284,11 +299,12 @@ class Loop:
                     if leaf.grad is not None
                 ]
                 last = index == len(parts) - 1
+                sharding.exchange(self.method, last)
                 with self.averagers[name] if last else contextlib.nullcontext():
                     torch.autograd.backward(
                         [tensor for tensor, _ in graded],
                         [gradient for _, gradient in graded],
-                        inputs=self.parameters[name],
+                        inputs=self._inputs[name],
                     )
                 # All lanes at once move the running statistics once, by the lanes' mean.
                 for buffer, start, mean in zip(running, before, moved, strict=True):
@@ -332,7 +348,8 @@ class Loop:
 
     def _refuse_nonfinite(self) -> None:
         """Raises, on all ranks, if a loss of any of them or a parameter is no finite number."""
-        finite = torch.stack([p.isfinite().all() for p in self.method.parameters()]).all()
+        parameters = map(sharding.local, self.method.parameters())
+        finite = torch.stack([p.isfinite().all() for p in parameters]).all()
         found = torch.stack([self._bad, finite.to(self._bad)])[None]
         first, all_finite = collectives.concat(found).amin(0).tolist()
         if first < NEVER:
@@ -387,7 +404,8 @@ class Loop:
             )
         value = self.metrics[patience.metric] * (1 if patience.mode == "min" else -1)
         if value < self.best.get("value", float("inf")):
-            state = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
+            here = self.method.state_dict()
+            state = {k: sharding.whole(v).detach().to("cpu", copy=True) for k, v in here.items()}
             self.best = {"value": value, "epoch": epoch, "method": state}
         return epoch - self.best["epoch"] >= patience.epochs
 
@@ -414,7 +432,7 @@ class Loop:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self.method.load_state_dict(state["method"])
+        sharding.load(self.method, state["method"])
         for name, optimizer in self.optimizers.items():
             optim.restore(optimizer, state["optimizers"][name])
         loop = state["loop"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from raycl.errors import RayclError
+from raycl.train.sharding import is_sharded, like
 
 _Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -203,8 +204,10 @@ def build(
             variant: Literal["classic", "nesterov"] = "nesterov" if config.nesterov else "classic"
             return LARS(prepared, lr, config.momentum, variant=variant)
         case "sgd":
+            # Its fused kernel is the only one that knows no DTensors (torch 2.15).
+            fused = not any(is_sharded(p) for group in prepared for p in group["params"])
             sgd = torch.optim.SGD(
-                prepared, lr, config.momentum, nesterov=config.nesterov, fused=True
+                prepared, lr, config.momentum, nesterov=config.nesterov, fused=fused
             )
             if config.momentum:
                 sgd.register_step_pre_hook(_start_momentum)
@@ -233,7 +236,8 @@ def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if torch.is_tensor(value) and value.shape == weight.shape:
-                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+                values[name] = torch.empty_like(weight, dtype=value.dtype)
+                values[name].copy_(like(value, weight))
 
 
 def set_rate(

@@ -136,7 +136,6 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raycl.data.connect import connected
-    from raycl.data.source import PlannedData, warm_dataset
     from raycl.train.backend import NodeTorchConfig
     from raycl.train.group import GroupTrainer
 
@@ -145,7 +144,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     place = checkpoint.folder(run, recipe.trainer.storage)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
-    environment = {"env_vars": {"PYTHONPATH": path}}
+    environment = {"env_vars": {"PYTHONPATH": path, **recipe.trainer.nccl}}
     with connected(recipe.trainer.address, runtime_env=environment):
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
@@ -162,6 +161,19 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         node = ray.get_runtime_context().get_node_id()
         here: Any = NodeAffinitySchedulingStrategy(node, soft=False)
         board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        fed: dict[str, Any] = {}
+        if _through_ray(recipe):
+            from raycl.data.source import PlannedData, warm_dataset
+
+            fed = {
+                "datasets": {"train": lambda: warm_dataset(plan)},
+                "dataset_config": PlannedData(
+                    plan,
+                    lambda: checkpoint.cursor(checkpoint.newest(place)),
+                    share.read_cpus,
+                    _cluster_decoding(recipe),
+                ),
+            }
         trainer = GroupTrainer(
             _worker,
             place=place,
@@ -181,13 +193,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
                 name=f"train-{time.time_ns()}",
                 storage_path=(Folder(recipe.trainer.storage or str(run)) / "ray").where,
             ),
-            datasets={"train": lambda: warm_dataset(plan)},
-            dataset_config=PlannedData(
-                plan,
-                lambda: checkpoint.cursor(checkpoint.newest(place)),
-                share.read_cpus,
-                _cluster_decoding(recipe),
-            ),
+            **fed,
         )
         with _relay(board, listen), signals.kept():
             try:
@@ -199,6 +205,11 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
                     if isinstance(failure, RayclError):
                         raise failure from error
                 raise
+
+
+def _through_ray(recipe: Recipe) -> bool:
+    """Whether samples come from Ray Data's tasks, or each worker reads its own."""
+    return recipe.data.engine == "raycl" and recipe.data.read_on == "cluster"
 
 
 def _cluster_decoding(recipe: Recipe) -> Any:
@@ -230,11 +241,11 @@ def _worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(threads_of(context.get_local_world_size()))
     lanes = range(rank, recipe.trainer.lanes, world)
-    shard: Any = None
-    if recipe.data.engine == "raycl":
-        shard = ray.train.get_dataset_shard("train")
+    shard: Any = ray.train.get_dataset_shard("train") if _through_ray(recipe) else None
 
     def bundles(epoch: int, start: int) -> Iterator[Columns]:
+        if shard is None:
+            return local_bundles(plan, lanes, epoch, start)
         tables = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         return map(from_table, tables)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from raycl import recipe as recipes
 from raycl.data.ffcv_engine import FFCVLoader
@@ -36,6 +37,7 @@ from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
 from raycl.train.observers.services import SERVICES
 from raycl.train.observers.write import Metrics, TensorBoard
 from raycl.train.run import entries_of, open_data, pseudo_labels
+from raycl.train.sharding import whole
 from raycl.train.signals import STOPS
 from raycl.views.image import ImageView
 
@@ -111,7 +113,7 @@ def train(
         notify=ears.checkpoint,
     )
     if saved is not None:
-        loop.load(checkpoint.load(saved, place.rank))
+        loop.load(checkpoint.load(saved, place.rank, place.world))
     ears.loop(loop)
     try:
         loop.fit()
@@ -122,8 +124,9 @@ def train(
         raise
     for observer in observers:
         observer.close()
+    weights = whole(method.encoder.state_dict())
     if place.rank == 0:
-        export(method, run)
+        export(weights, run)
         mirror.push()
 
 
@@ -167,10 +170,10 @@ def start_from(method: Method, source: Path) -> None:
         ) from error
 
 
-def export(method: Method, run: Path) -> Path:
-    """Writes RUN/encoder.safetensors, which loads without raycl."""
+def export(weights: dict[str, Tensor], run: Path) -> Path:
+    """Writes an encoder's weights to RUN/encoder.safetensors, which loads without raycl."""
     path, partial = run / "encoder.safetensors", run / ".encoder.safetensors.partial"
-    state = {k: v.detach().cpu().contiguous() for k, v in method.encoder.state_dict().items()}
+    state = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     partial.write_bytes(save(state, metadata={"format": "pt"}))
     partial.replace(path)
     return path

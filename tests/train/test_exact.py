@@ -64,7 +64,7 @@ def part(kind: str, folder: str, stop: int, total: int) -> dict[str, object]:
     )
     losses.loop = loop
     if found := checkpoint.newest(place):
-        loop.load(checkpoint.load(found, rank))
+        loop.load(checkpoint.load(found, rank, world))
     try:
         loop.fit()
     except KeyboardInterrupt:
