@@ -151,5 +151,6 @@ class Elastic(ElasticScalingPolicy):
                 self.board.ask.remote()
         with contextlib.suppress(RayclError):  # storage is gone: no checkpoint, no growth
             if self._resize and checkpoint.latest(self.place) != self._before:
-                return self._resize
+                decision, self._resize = self._resize, None  # once, not again when it has grown
+                return decision
         return NoopDecision()

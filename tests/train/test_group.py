@@ -125,7 +125,7 @@ def test_a_group_saves_before_it_grows(tmp_path: Path, monkeypatch: pytest.Monke
     nodes[1]["Alive"] = False  # what is reserved there will never come
     assert policy._count_possible_workers({"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}) == 2
     assert policy._count_possible_workers({}) == 0
-    decisions = iter([ResizeDecision(3, {"CPU": 1}), NoopDecision(), NoopDecision()])
+    decisions = iter([ResizeDecision(3, {"CPU": 1}), *[NoopDecision()] * 3])
     monkeypatch.setattr(
         "ray.train.v2._internal.execution.scaling_policy.elastic.ElasticScalingPolicy"
         ".make_decision_for_running_worker_group",
@@ -138,6 +138,7 @@ def test_a_group_saves_before_it_grows(tmp_path: Path, monkeypatch: pytest.Monke
     complete(tmp_path, 7)
     decision = policy.make_decision_for_running_worker_group(**states)
     assert isinstance(decision, ResizeDecision) and decision.num_workers == 3
+    assert isinstance(policy.make_decision_for_running_worker_group(**states), NoopDecision)
 
 
 def test_the_interface_of_an_address() -> None:
