@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from raycl.nn import collectives
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -60,3 +62,14 @@ def use(layout: Layout) -> Iterator[None]:
         yield
     finally:
         _layouts.pop()
+
+
+def in_order(gathered: Tensor, lanes: int) -> Tensor:
+    """Rows that were gathered rank by rank, in the order of their lanes; rank r has r, r + W, ...
+
+    Args:
+        gathered: (W lanes N, ...), W ranks with so many lanes each.
+    """
+    ranks = collectives.world_size()
+    by_rank = gathered.unflatten(0, (ranks, lanes, -1))
+    return by_rank.transpose(0, 1).flatten(0, 2)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raycl.nn.collectives import gather, rank, world_size
+from raycl.nn.collectives import all_reduce_sum, gather, rank, world_size
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -36,3 +36,94 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         positive = torch.cat([own + total, own])
         logits = logits.scatter(1, itself[:, None], float("-inf"))
         return F.cross_entropy(logits, positive)
+
+
+def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Contrast of queries with their keys against a queue (MoCo, He et al. 2020, equation 1).
+
+    In single precision at least, also under autocast. Its value by chance is log(1 + K).
+
+    Args:
+        q: queries (N, D), not normalised.
+        k: keys (N, D), not normalised, without gradient; row i is the positive of row i of q.
+        negatives: (K, D) of unit length.
+        temperature: what cosine similarities are divided by.
+
+    Returns:
+        The mean over this rank's rows, a scalar.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = unit(q), unit(k.detach())
+        positive = (q * k).sum(1, keepdim=True)
+        logits = torch.cat([positive, q @ negatives.to(q.dtype).T], 1) / temperature
+        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """Minus the cosine of predictions (N, D) and targets (N, D) without gradient, mean over rows.
+
+    SimSiam's distance (Chen and He 2021, equation 1); BYOL's is 2 more than twice it.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        return -(unit(p) * unit(z.detach())).sum(1).mean()
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float) -> Tensor:
+    """Redundancy reduction (Zbontar et al. 2021, equation 1) over the rows of all ranks.
+
+    Args:
+        z1, z2: projections of both views (N, D); as many rows on every rank.
+        off_diagonal: lambda, the weight of what is off the diagonal.
+
+    Returns:
+        The loss of the global batch, a scalar, on every rank.
+    """
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = (_standardised(_precise(z)) for z in (z1, z2))
+        correlation = all_reduce_sum(z1.T @ z2) / (len(z1) * world_size())
+        diagonal = correlation.diagonal()
+        rest = correlation.square().sum() - diagonal.square().sum()
+        return (1 - diagonal).square().sum() + off_diagonal * rest
+
+
+def vicreg(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Invariance, variance and covariance (Bardes et al. 2022, equations 1 to 5), all ranks' rows.
+
+    The variance term is the mean of both views', as in the released code; the paper adds them.
+
+    Args:
+        z1, z2: projections of both views (N, D); as many rows on every rank.
+
+    Returns:
+        The three terms, scalars without weights; the first is this rank's mean.
+    """
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = _precise(z1), _precise(z2)
+        invariance = F.mse_loss(z1, z2)
+        rows = len(z1) * world_size()
+        variance = covariance = z1.new_zeros(())
+        for z in (z1, z2):
+            z = z - all_reduce_sum(z.sum(0)) / rows
+            products = all_reduce_sum(z.T @ z) / (rows - 1)
+            diagonal = products.diagonal()
+            variance = variance + F.relu(1 - (diagonal + 1e-4).sqrt()).mean() / 2
+            off = products.square().sum() - diagonal.square().sum()
+            covariance = covariance + off / len(diagonal)
+        return invariance, variance, covariance
+
+
+def _precise(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows (N, D) of unit length, in single precision at least."""
+    return F.normalize(_precise(z), dim=1)
+
+
+def _standardised(z: Tensor) -> Tensor:
+    """Columns with mean 0 and (biased) variance 1 over the rows of all ranks."""
+    rows = len(z) * world_size()
+    z = z - all_reduce_sum(z.sum(0)) / rows
+    variance = all_reduce_sum(z.square().sum(0)) / rows
+    return z / (variance + 1e-5).sqrt()

@@ -1,0 +1,77 @@
+"""Every method: two ranks train as one process does, in float64 and with all that has state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raycl.methods.base import Batch, Method
+from raycl.nn import collectives
+from raycl.recipe import Recipe
+from raycl.train.loop import Loop, Place
+from tests.nn.distributed import run
+from tests.train.toys import Fixed
+
+LANES, ROWS, STEPS = 2, 4, 3
+SMALL: dict[str, dict[str, Any]] = {
+    "moco": {"queue": 16, "projector": {"hidden": 8, "dim": 4}},
+    "densecl": {"queue": 16, "projector": {"hidden": 8, "dim": 4}, "warmup_steps": 1},
+    "byol": {"head": {"hidden": 8, "dim": 4}},
+    "simsiam": {"dim": 8, "bottleneck": 4},
+    "barlow_twins": {"dim": 8},
+    "vicreg": {"dim": 8},
+}
+
+
+class Boxed(Fixed):
+    """With the geometry of the crops."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in super().epoch(epoch, start):
+            rows = len(batch["id"])
+            for name in ("view1", "view2"):
+                batch[f"{name}.box"] = torch.tensor([[0, 0, self.size, self.size]] * rows)
+                batch[f"{name}.flip"] = torch.zeros(rows, dtype=torch.bool)
+            yield batch
+
+
+def small(name: str) -> Recipe:
+    encoder = {"depth": 18, "width": 8, "stem": "cifar"}
+    rates = {"name": "sgd", "lr": 0.01, "lr_scaling": "none", "warmup_epochs": 0}
+    stop = {"epochs": 1, "steps": STEPS}
+    return Recipe.model_validate(
+        {
+            "method": {"name": name, "encoder": encoder, **SMALL[name]},
+            "optimizer": rates,
+            "trainer": {"lanes": LANES, "batch": ROWS, "log_every": 1, "stop": stop},
+        }
+    )
+
+
+def made(name: str) -> Method:
+    torch.manual_seed(0)
+    return small(name).build().double()
+
+
+def trained(name: str) -> dict[str, Tensor]:
+    """The method's state after some steps, on as many ranks as call it."""
+    torch.set_num_threads(1)
+    rank, world = collectives.rank(), collectives.world_size()
+    method, lanes = made(name), list(range(rank, LANES, world))
+    batches = Boxed(lanes, ROWS, STEPS, size=16)
+    Loop(small(name), method, batches, Place(torch.device("cpu"), lanes, rank, world)).fit()
+    return method.state_dict()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_two_ranks_train_as_one_process_does(name: str) -> None:
+    whole, before = trained(name), made(name).state_dict()
+    assert not torch.equal(whole["encoder.conv1.weight"], before["encoder.conv1.weight"])
+    for rank in run(2, trained, name):
+        assert rank.keys() == whole.keys()
+        for key, value in whole.items():
+            torch.testing.assert_close(rank[key], value, rtol=1e-8, atol=1e-10, msg=key)
