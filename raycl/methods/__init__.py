@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from raycl.methods.barlow_twins import BarlowTwins
 from raycl.methods.base import Batch, DataInfo, Method, Output, Step, Stream
+from raycl.methods.byol import BYOL
+from raycl.methods.densecl import DenseCL
+from raycl.methods.moco import MoCo
 from raycl.methods.simclr import SimCLR
+from raycl.methods.simsiam import SimSiam
+from raycl.methods.vicreg import VICReg
 
-__all__ = ["Batch", "DataInfo", "Method", "Output", "SimCLR", "Step", "Stream"]
+__all__ = [
+    "BYOL",
+    "BarlowTwins",
+    "Batch",
+    "DataInfo",
+    "DenseCL",
+    "Method",
+    "MoCo",
+    "Output",
+    "SimCLR",
+    "SimSiam",
+    "Step",
+    "Stream",
+    "VICReg",
+]

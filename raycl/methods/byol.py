@@ -55,8 +55,8 @@ class BYOL(Method):
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
         scope, head = self.config.batch_norm, self.config.head
-        self.encoder = self.config.encoder.build(scope)
-        self.projector = mlp([self.encoder.dim, head.hidden, head.dim], scope=scope)
+        encoder = self.encoder = self.config.encoder.build(scope)
+        self.projector = mlp([encoder.dim, head.hidden, head.dim], scope=scope)
         self.predictor = mlp([head.dim, head.hidden, head.dim], scope=scope)
         self.target_encoder = momentum_copy(self.encoder)
         self.target_projector = momentum_copy(self.projector)
@@ -66,7 +66,7 @@ class BYOL(Method):
         return {"images": Stream(views=byol())}
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for index in (1, 2):
             x = batch[f"view{index}"]
             h = self.encoder(x)

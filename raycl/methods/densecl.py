@@ -82,8 +82,8 @@ class DenseCL(Method):
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
         head = self.config.projector
-        self.encoder = self.config.encoder.build("lane")
-        self.heads = Heads(self.encoder.dim, head.hidden, head.dim)
+        encoder = self.encoder = self.config.encoder.build("lane")
+        self.heads = Heads(encoder.dim, head.hidden, head.dim)
         self.key_encoder, self.key_heads = momentum_copy(self.encoder), momentum_copy(self.heads)
         self.queue = Queue(self.config.queue, head.dim)
         self.dense_queue = Queue(self.config.queue, head.dim)

@@ -60,10 +60,8 @@ class MoCo(Method):
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
         head = self.config.projector
-        self.encoder = self.config.encoder.build("lane")
-        self.projector = mlp(
-            [self.encoder.dim, head.hidden, head.dim], norm=False, last_bias=True
-        )
+        encoder = self.encoder = self.config.encoder.build("lane")
+        self.projector = mlp([encoder.dim, head.hidden, head.dim], norm=False, last_bias=True)
         self.key_encoder = momentum_copy(self.encoder)
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(self.config.queue, head.dim)

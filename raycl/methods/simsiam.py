@@ -45,8 +45,8 @@ class SimSiam(Method):
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
         scope, dim = self.config.batch_norm, self.config.dim
-        self.encoder = self.config.encoder.build(scope)
-        self.projector = mlp([self.encoder.dim, dim, dim, dim], last_norm="plain", scope=scope)
+        encoder = self.encoder = self.config.encoder.build(scope)
+        self.projector = mlp([encoder.dim, dim, dim, dim], last_norm="plain", scope=scope)
         self.predictor = mlp([dim, self.config.bottleneck, dim], last_bias=True, scope=scope)
 
     @classmethod
@@ -64,11 +64,15 @@ class SimSiam(Method):
         }
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for index in (1, 2):
             h = self.encoder(batch[f"view{index}"])
             z = self.projector(h)
-            found |= {f"h{index}": h.detach(), f"z{index}": z.detach(), f"p{index}": self.predictor(z)}
+            found |= {
+                f"h{index}": h.detach(),
+                f"z{index}": z.detach(),
+                f"p{index}": self.predictor(z),
+            }
         return found
 
     def objective(self, embeddings: dict[str, Tensor], step: Step) -> Output:

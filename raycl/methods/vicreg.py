@@ -47,8 +47,8 @@ class VICReg(Method):
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
         scope, dim = self.config.batch_norm, self.config.dim
-        self.encoder = self.config.encoder.build(scope)
-        self.projector = mlp([self.encoder.dim, dim, dim, dim], scope=scope)
+        encoder = self.encoder = self.config.encoder.build(scope)
+        self.projector = mlp([encoder.dim, dim, dim, dim], scope=scope)
 
     @classmethod
     def views(cls, config: Config) -> dict[str, Stream]:

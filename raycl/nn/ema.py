@@ -7,7 +7,7 @@ import math
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -23,8 +23,10 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
 
     Buffers stay: a momentum encoder keeps running statistics of its own.
     """
-    if weights := list(slow.parameters()):
-        torch._foreach_lerp_(weights, list(fast.parameters()), 1 - momentum)
+    weights: list[Tensor] = list(slow.parameters())
+    towards: list[Tensor] = list(fast.parameters())
+    if weights:
+        torch._foreach_lerp_(weights, towards, 1 - momentum)
 
 
 def cosine_momentum(base: float, progress: float) -> float:
