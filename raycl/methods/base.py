@@ -251,3 +251,17 @@ class Method(nn.Module):
 
     def before_epoch(self, corpus: Corpus, step: Step) -> None:
         """A pass over the whole corpus, where the method needs one."""
+
+
+def labels_of(batch: Batch, method: Method) -> Tensor:
+    """The labels (N,) of a batch.
+
+    Raises:
+        RayclError: the data set has none.
+    """
+    if "label" not in batch:
+        raise RayclError(
+            f"data.train: {type(method).__name__} needs a field 'label'; import the images from a "
+            f"folder per class"
+        )
+    return batch["label"]

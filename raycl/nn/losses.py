@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raycl.nn.collectives import all_reduce_sum, gather, rank, world_size
+from raycl.nn.collectives import (
+    all_reduce_mean,
+    all_reduce_sum,
+    concat,
+    gather,
+    rank,
+    world_size,
+)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -110,6 +119,96 @@ def vicreg(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             off = products.square().sum() - diagonal.square().sum()
             covariance = covariance + off / len(diagonal)
         return invariance, variance, covariance
+
+
+def in_batch(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Contrast of queries with their keys against the other keys of all ranks.
+
+    MoCo v3's (Chen, Xie, He 2021, section 3) without its factor 2 * temperature; NNCLR's (Dwibedi
+    et al. 2021, equation 5) with nearest neighbours for queries.
+
+    Args:
+        q: queries (N, D), not normalised.
+        k: keys (N, D), not normalised; row i is the positive of row i of q.
+        temperature: what cosine similarities are divided by.
+
+    Returns:
+        The mean over this rank's rows, a scalar.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        logits = unit(q) @ gather(unit(k)).T / temperature
+        own = torch.arange(len(q), device=q.device) + rank() * len(q)
+        return F.cross_entropy(logits, own)
+
+
+def supervised_contrast(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss, L_out (Khosla et al. 2020, equation 2), over all ranks' rows.
+
+    Rows without another of their label are left out of the mean, as anchors.
+
+    Args:
+        z: projections (N, D), not normalised; as many rows on every rank.
+        labels: (N,) integers. Two views of a sample are two rows with its label.
+
+    Returns:
+        This rank's share of the mean over the anchors of all ranks, a scalar: the ranks' mean is
+        the loss of one process with all rows.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = unit(z)
+        keys, every = gather(z), concat(labels)
+        itself = torch.arange(len(z), device=z.device)[:, None] + rank() * len(z)
+        logits = (z @ keys.T / temperature).scatter(1, itself, float("-inf"))
+        same = (labels[:, None] == every).scatter(1, itself, False)
+        count = same.sum(1)
+        chosen = logits.log_softmax(1).masked_fill(~same, 0).sum(1) / count.clamp(min=1)
+        anchors = all_reduce_mean((count > 0).sum().to(z.dtype))
+        return -chosen.sum() / anchors.clamp(min=1)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, rounds: int = 3) -> Tensor:
+    """Assignments of rows to prototypes that are used equally (Caron et al. 2020, equation 5).
+
+    Args:
+        scores: (N, K), rows of this rank; as many on every rank.
+        epsilon: weight of the entropy; the smaller, the harder the assignment.
+        rounds: of normalising columns, then rows.
+
+    Returns:
+        (N, K), rows that add up to 1.
+    """
+    scores = _precise(scores) / epsilon
+    # What all ranks take away from all scores cancels; without it exp() would overflow.
+    q = (scores - concat(scores.amax()[None]).amax()).exp()
+    total = len(q) * world_size()
+    for _ in range(rounds):
+        q = q / (all_reduce_sum(q.sum(0)) * q.shape[1])
+        q = q / (q.sum(1, keepdim=True) * total)
+    return q * total
+
+
+def swapped(
+    codes: Mapping[str, Tensor], scores: Mapping[str, Tensor], temperature: float
+) -> Tensor:
+    """Cross-entropy between what one view is and what another predicts (SwAV, equation 2; DINO).
+
+    Args:
+        codes: by view, distributions (N, K) without gradient.
+        scores: by view, those with codes among them, (N, K) before the softmax.
+        temperature: of the softmax.
+
+    Returns:
+        The mean over all pairs of different views and over rows, a scalar.
+    """
+    losses = []
+    for name, values in scores.items():
+        with torch.autocast(values.device.type, enabled=False):
+            predicted = F.log_softmax(_precise(values) / temperature, 1)
+            losses += [
+                -(code * predicted).sum(1).mean() for other, code in codes.items() if other != name
+            ]
+    return torch.stack(losses).mean()
 
 
 def _precise(z: Tensor) -> Tensor:

@@ -34,3 +34,23 @@ def byol() -> dict[str, ImageView]:
         "view1": first,
         "view2": first.model_copy(update={"blur": Blur(p=0.1), "solarize": Solarize()}),
     }
+
+
+def multi_crop(
+    large: dict[str, ImageView],
+    small: int,
+    size: int = 96,
+    scale: tuple[float, float] = (0.05, 0.4),
+) -> dict[str, ImageView]:
+    """Two large views and some small ones, "small1", ..., augmented as the first (SwAV, DINO).
+
+    Args:
+        large: the two views of whole objects.
+        small: how many small ones.
+        size: their side in pixels.
+        scale: of the image's area.
+    """
+    first = next(iter(large.values()))
+    blur = first.blur and first.blur.model_copy(update={"p": 0.5})
+    crop = first.model_copy(update={"size": size, "crop": Crop(scale=scale), "blur": blur})
+    return large | {f"small{i + 1}": crop for i in range(small)}

@@ -24,15 +24,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "simsiam": {"dim": 8, "bottleneck": 4},
     "barlow_twins": {"dim": 8},
     "vicreg": {"dim": 8},
+    "nnclr": {"queue": 16, "hidden": 8, "dim": 4, "predictor": 8},
+    "supcon": {"hidden": 8, "dim": 4},
+    "supervised": {"classes": 3},
+    "moco_v3": {"hidden": 8, "dim": 4},
+    "swav": {"small": 2, "prototypes": 6, "freeze_steps": 1, "hidden": 8, "dim": 4},
+    "dino": {"small": 2, "outputs": 6, "frozen_epochs": 0, "hidden": 8, "bottleneck": 4},
 }
 
 
-class Boxed(Fixed):
-    """With the geometry of the crops."""
+class Full(Fixed):
+    """With labels, small views, and the geometry of the crops."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch in super().epoch(epoch, start):
             rows = len(batch["id"])
+            batch["label"] = batch["id"] % 3
+            batch |= {f"small{i}": batch[f"view{i}"][..., i : i + 8, :8] for i in (1, 2)}
             for name in ("view1", "view2"):
                 batch[f"{name}.box"] = torch.tensor([[0, 0, self.size, self.size]] * rows)
                 batch[f"{name}.flip"] = torch.zeros(rows, dtype=torch.bool)
@@ -62,7 +70,7 @@ def trained(name: str) -> dict[str, Tensor]:
     torch.set_num_threads(1)
     rank, world = collectives.rank(), collectives.world_size()
     method, lanes = made(name), list(range(rank, LANES, world))
-    batches = Boxed(lanes, ROWS, STEPS, size=16)
+    batches = Full(lanes, ROWS, STEPS, size=16)
     Loop(small(name), method, batches, Place(torch.device("cpu"), lanes, rank, world)).fit()
     return method.state_dict()
 
