@@ -75,11 +75,23 @@ def trained(name: str) -> dict[str, Tensor]:
     return method.state_dict()
 
 
+def all_trained() -> dict[str, dict[str, Tensor]]:
+    return {name: trained(name) for name in SMALL}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, dict[str, Tensor]]]:
+    """What two ranks have after training every method; processes take longer to start than that."""
+    return run(2, all_trained, timeout=300)
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_two_ranks_train_as_one_process_does(name: str) -> None:
+def test_two_ranks_train_as_one_process_does(
+    name: str, ranks: list[dict[str, dict[str, Tensor]]]
+) -> None:
     whole, before = trained(name), made(name).state_dict()
     assert not torch.equal(whole["encoder.conv1.weight"], before["encoder.conv1.weight"])
-    for rank in run(2, trained, name):
-        assert rank.keys() == whole.keys()
+    for rank in ranks:
+        assert rank[name].keys() == whole.keys()
         for key, value in whole.items():
-            torch.testing.assert_close(rank[key], value, rtol=1e-8, atol=1e-10, msg=key)
+            torch.testing.assert_close(rank[name][key], value, rtol=1e-8, atol=1e-10, msg=key)

@@ -1,0 +1,117 @@
+"""Runs a study: a method with its ablations and rivals over several seeds, in one table.
+
+    python jobs/reproduce.py STUDY data.train=DATA/train data.test=DATA/test [--seeds 3] [--out DIR]
+
+A study is `raycl/recipes/METHOD/study.yml` by the name of its method, or a file: arms, each a
+recipe and what is changed in it. Runs lie in OUT/ARM-SEED; those that have ended are not repeated,
+so that the same command goes on after an interruption. Accuracies are of the newest checkpoint on
+`data.test`; seconds are those of the slowest epoch left out, on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from raycl.errors import RayclError
+from raycl.recipe import load
+from raycl.report.machine import write_figures
+from raycl.train.evaluation import evaluate
+from raycl.train.trainer import pretrain
+
+Figures = dict[str, list[float]]  # by name, a value for each seed
+
+
+def study(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if not path.is_file():
+        path = Path(str(resources.files("raycl"))) / "recipes" / name / "study.yml"
+    if not path.is_file():
+        raise RayclError(f"{name}: no study; there is neither this file nor {path}")
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def figures_of(run: Path, untrained: bool) -> dict[str, float]:
+    """Accuracies of a run in percent, its RankMe, and seconds an epoch."""
+    done = run / "evaluation.json"
+    if not done.exists():
+        evaluate(run, ["evaluation.protocols=[knn, linear]"], baselines=untrained)
+    found = {}
+    for row in json.loads(done.read_text())["rows"]:
+        which = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
+        found[f"{which}{row['protocol']}"] = 100 * row["accuracy"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ranks = [line["rank_me"] for line in lines if "rank_me" in line]
+    ends = {int(line["epoch"]): line["time"] for line in lines}
+    epochs = sorted(
+        b - a for a, b in zip(list(ends.values()), list(ends.values())[1:], strict=False)
+    )
+    found["RankMe"] = ranks[-1] if ranks else float("nan")
+    found["s/epoch"] = statistics.median(epochs) if epochs else float("nan")
+    return found
+
+
+def show(arms: dict[str, Figures]) -> None:
+    names = list(dict.fromkeys(name for figures in arms.values() for name in figures))
+    table = Table("arm", *names)
+    for arm, figures in arms.items():
+        cells = []
+        for name in names:
+            values = figures.get(name, [])
+            mean = statistics.fmean(values) if values else None
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append("" if mean is None else f"{mean:.1f}{spread}")
+        table.add_row(arm, *cells)
+    Console(width=max(100, 16 * len(names) + 30)).print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", help="a method's name, or a file")
+    parser.add_argument("changes", nargs="*", help="key=value for every arm")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--out", type=Path, help="where the runs lie, and are found again")
+    parser.add_argument("--json", type=Path, help="write figures, versions, machine and commit")
+    arguments = parser.parse_args()
+    content = study(arguments.study)
+    out = arguments.out or Path(tempfile.mkdtemp(prefix="raycl-study-"))
+    print(f"runs: {out}", flush=True)
+    arms: dict[str, Figures] = {}
+    for arm, settings in content["arms"].items():
+        if arguments.arms and arm not in arguments.arms:
+            continue
+        for seed in range(arguments.seeds):
+            changes = [*content.get("set", []), *settings.get("set", []), *arguments.changes]
+            recipe = load(settings["recipe"], [*changes, f"trainer.seed={seed}"])
+            run = out / f"{arm.replace(' ', '-')}-{seed}"
+            if not (run / "encoder.safetensors").exists():
+                pretrain(recipe, run)
+            for name, value in figures_of(run, settings.get("untrained", False)).items():
+                arms.setdefault(arm, {}).setdefault(name, []).append(value)
+            print(
+                f"{arm}, seed {seed}: {json.dumps({k: v[-1] for k, v in arms[arm].items()})}",
+                flush=True,
+            )
+    show(arms)
+    if arguments.json:
+        write_figures(arguments.json, {"study": content, "arms": arms}, ["raycl", "torch"])
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RayclError as error:
+        sys.exit(f"error: {error}")
