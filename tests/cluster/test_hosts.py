@@ -48,7 +48,8 @@ class Job:
     @property
     def step(self) -> int:
         path = self.run / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        text = path.read_text() if path.exists() else ""
+        lines = text.rpartition("\n")[0].splitlines()  # a full disk cuts the last one
         return int(json.loads(lines[-1])["step"]) if lines else 0
 
     def reaches(self, step: int, seconds: float = 240) -> float:
