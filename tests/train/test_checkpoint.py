@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raycl.data import storage
 from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.recipe import Checkpoint
@@ -229,6 +231,18 @@ def test_storage_that_is_gone_for_a_while_is_waited_for(bucket: Bucket, tmp_path
     saved(bucket.uri("run"), 20)
     found = checkpoint.newest(checkpoint.folder(tmp_path, bucket.uri("run")))
     assert found is not None and found.name == "step-0000000020"
+
+
+def test_storage_that_stays_gone_is_given_up(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE", 2.0)
+    folder = Folder(bucket.uri("run"))
+    bucket.proxy.always = "500"
+    begin = time.monotonic()
+    with pytest.raises(RayclError, match=r"s3://.*/run/COMPLETE: cannot be reached"):
+        folder.write("COMPLETE", b"")
+    assert 2 <= time.monotonic() - begin < 60
 
 
 def test_storage_that_refuses_is_told(bucket: Bucket) -> None:
