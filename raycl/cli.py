@@ -501,7 +501,7 @@ def preview(
     from raycl.recipe import load
 
     streams = load(recipe, override or []).streams
-    views = {name: view for stream in streams.values() for name, view in stream.views.items()}
+    views = {name: view for stream in streams.values() for name, view in stream.images.items()}
     typer.echo(inspect.preview(Shards(data), views, out, seed=seed, count=count))
 
 

@@ -296,8 +296,12 @@ class Recipe(Section):
         }
 
     def _view(self, name: str, default: BaseModel) -> Any:
+        from raycl.views.image import MaskView
+
         names = {v for s in self.method_class.views(self.method_config).values() for v in s.views}
         shared = {key: value for key, value in self.views.items() if key not in names}
+        if isinstance(default, MaskView):  # it has no colour, nor a crop of its own
+            shared = {key: value for key, value in shared.items() if key == "size"}
         settings = merge(merge(default.model_dump(), shared), self.views.get(name) or {})
         return type(default).model_validate(settings)
 

@@ -6,6 +6,7 @@ batch. Decoding and resizing release the GIL. A GPU can do both instead.
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import time
@@ -16,12 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from raycl.beton.fields import JPG, RAW, check_jpeg, decode_jpeg
 from raycl.errors import RayclError
-from raycl.views.image import ImageView
+from raycl.views.image import ImageView, MaskView, View
 
 SPAN = 16  # rows that a thread takes at a time
 FINER = 2.0  # a scaled JPEG still has at least so many pixels for one of the view, along each side
@@ -74,7 +76,7 @@ class Decoder:
             some grey levels, and damage within a JPEG may show as grey instead of being noticed.
     """
 
-    views: Mapping[str, ImageView]
+    views: Mapping[str, View]
     pool: ThreadPoolExecutor
     locate: Callable[[int], str]
     first: int = 0
@@ -88,7 +90,7 @@ class Decoder:
         Args:
             rows: columns `id`, and for every image field its payloads, `mode`, `height`, `width`;
                 or the views' pixels where they were cut on another node (`raycl.data.pool`).
-            out: by view, (N, size, size, 3) uint8, on the device if there is one; written to.
+            out: by view, (N, *shape) uint8, on the device if there is one; written to.
         """
         count = len(rows["id"])
         plans = {
@@ -100,13 +102,22 @@ class Decoder:
                 rows[f"{view.field}.height"],
                 rows[f"{view.field}.width"],
             )
-            for i, (name, view) in enumerate(self.views.items())
+            for i, (name, view) in enumerate(self._images.items())
         }
+        masks = {n: v for n, v in self.views.items() if isinstance(v, MaskView)}
+        plans |= {n: {k: plans[v.follows][k] for k in ("box", "flip")} for n, v in masks.items()}
         if self.views.keys() <= rows.keys():
             for name, pixels in out.items():
                 pixels[...] = rows[name].reshape(pixels.shape)
             return Cutting(self, rows["id"], plans, out, [], int(rows["substituted"].sum()))
-        fields = [self._field(name, rows, plans) for name in self._fields]
+        fields: list[_Field | _Masks] = [self._field(name, rows, plans) for name in self._fields]
+        for name, view in masks.items():
+            field = self._images[view.follows].field
+            sizes = zip(
+                *(rows[f"{field}.{side}"].tolist() for side in ("height", "width")), strict=True
+            )
+            cuts = (name, view, plans[name]["box"].tolist(), plans[name]["flip"].tolist())
+            fields.append(_Masks(rows[view.field], list(sizes), [cuts]))
         span, work = (SPAN, self._span) if self.device is None else (count, self._on_device)
         spans = [
             self.pool.submit(work, range(at, min(at + span, count)), fields, out)
@@ -115,14 +126,18 @@ class Decoder:
         return Cutting(self, rows["id"], plans, out, spans)
 
     @property
+    def _images(self) -> dict[str, ImageView]:
+        return {n: v for n, v in self.views.items() if isinstance(v, ImageView)}
+
+    @property
     def _fields(self) -> list[str]:
-        return list(dict.fromkeys(view.field for view in self.views.values()))
+        return list(dict.fromkeys(view.field for view in self._images.values()))
 
     def _field(
         self, name: str, rows: Mapping[str, Any], plans: Mapping[str, Mapping[str, np.ndarray]]
     ) -> _Field:
         height, width = rows[f"{name}.height"], rows[f"{name}.width"]
-        views = {n: v for n, v in self.views.items() if v.field == name}
+        views = {n: v for n, v in self._images.items() if v.field == name}
         return _Field(
             rows[name],
             rows[f"{name}.mode"].tolist(),
@@ -132,7 +147,7 @@ class Decoder:
         )
 
     def _span(
-        self, span: range, fields: Sequence[_Field], out: Mapping[str, Pixels]
+        self, span: range, fields: Sequence[_Field | _Masks], out: Mapping[str, Pixels]
     ) -> tuple[dict[int, str], float, float]:
         """Cuts some rows; returns what was wrong with which, and the seconds of both halves."""
         bad: dict[int, str] = {}
@@ -142,7 +157,7 @@ class Decoder:
                 begin = time.perf_counter()
                 try:
                     image = field.decode(row)
-                except (RayclError, ValueError) as error:
+                except (RayclError, ValueError, OSError) as error:
                     bad[row] = str(error)
                     break
                 middle = time.perf_counter()
@@ -156,13 +171,17 @@ class Decoder:
         return bad, decoding, cropping
 
     def _on_device(
-        self, span: range, fields: Sequence[_Field], out: Mapping[str, Tensor]
+        self, span: range, fields: Sequence[_Field | _Masks], out: Mapping[str, Tensor]
     ) -> tuple[dict[int, str], float, float]:
         """`_span` where a whole batch of JPEGs is decoded at once."""
         bad: dict[int, str] = {}
         decoding = cropping = 0.0
         for field in fields:
             begin = time.perf_counter()
+            if isinstance(field, _Masks):
+                bad |= field.cut_on_device(span, out)
+                cropping += time.perf_counter() - begin
+                continue
             stored: dict[int, np.ndarray] = {}
             for row in span:
                 try:
@@ -309,6 +328,42 @@ class _Field:
         if memory is None or memory.size < bytes_:
             memory = _memory.buffer = np.empty(bytes_, np.uint8)
         return decode_jpeg(self.payloads[row], self.least[row], memory)
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """The masks of some rows, and the sizes of the images that they belong to."""
+
+    payloads: Sequence[Any]
+    sizes: list[tuple[int, int]]
+    views: list[tuple[str, MaskView, list[list[int]], list[bool]]]
+
+    def decode(self, row: int) -> np.ndarray:
+        """The mask of a row, (H, W) uint8."""
+        with Image.open(io.BytesIO(self.payloads[row])) as image:
+            if image.mode not in ("L", "P", "1"):
+                raise ValueError(f"its mask has {image.mode!r} pixels, not one grey level each")
+            if image.size[::-1] != self.sizes[row]:
+                raise ValueError(
+                    f"its mask has {image.size[1]} x {image.size[0]} pixels, and its image has "
+                    f"{self.sizes[row][0]} x {self.sizes[row][1]}"
+                )
+            return np.asarray(image.convert("L") if image.mode == "1" else image)
+
+    def cut_on_device(self, span: range, out: Mapping[str, Tensor]) -> dict[int, str]:
+        """Cuts them here and copies them there."""
+        bad: dict[int, str] = {}
+        for row in span:
+            try:
+                mask = self.decode(row)
+            except (OSError, ValueError) as error:
+                bad[row] = str(error)
+                continue
+            for name, view, boxes, flips in self.views:
+                here = np.empty(view.shape, np.uint8)
+                view.cut(mask, boxes[row], flips[row], here)
+                out[name][row].copy_(torch.from_numpy(here))
+        return bad
 
 
 def shrunk(box: Sequence[int], size: tuple[int, int], to: tuple[int, ...]) -> list[int]:

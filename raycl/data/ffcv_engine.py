@@ -27,6 +27,7 @@ import torch
 from raycl.beton import FloatField, IntField, RGBImageField
 from raycl.data.host import Batch, Host, Slot, Waits, move, render
 from raycl.data.plan import Plan
+from raycl.data.streams import Views
 from raycl.errors import RayclError
 from raycl.views.image import ImageView
 
@@ -126,7 +127,7 @@ def _own(values: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.empty(shared.shape, dtype=shared.dtype, pin_memory=True).copy_(shared)
 
 
-def check(plan: Plan, views: Mapping[str, Mapping[str, ImageView]], corrupt: str) -> None:
+def check(plan: Plan, views: Views, corrupt: str) -> None:
     """Refuses what FFCV cannot serve, and that it is not installed."""
     try:
         import ffcv.loader  # noqa: F401

@@ -67,7 +67,12 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from a step on. The host works ahead in threads of its own."""
-        views = {k: v for stream in self.views.values() for k, v in stream.items()}
+        views = {
+            name: view
+            for stream in self.views.values()
+            for name, view in stream.items()
+            if isinstance(view, ImageView)
+        }
         for host in self.host(epoch, start):
             begin = time.perf_counter()
             moved = move(host, self.device)
@@ -191,7 +196,7 @@ def _start(stream: Stream, lanes: list[Columns], epoch: int, slot: Slot) -> Draw
     ends = np.cumsum([0, *(len(lane["id"]) for lane in lanes)]).tolist()
     device = stream.decoder.device
     pixels = {
-        name: slot.take(stream.prefix + name, (ends[-1], view.size, view.size, 3), device)
+        name: slot.take(stream.prefix + name, (ends[-1], *view.shape), device)
         for name, view in stream.decoder.views.items()
     }
     arrays = pixels if device else {name: values.numpy() for name, values in pixels.items()}
@@ -217,7 +222,8 @@ def _put(host: Host, group: Sequence[Drawing]) -> None:
             }
             host.batch[prefix + name] = values
             host.batch |= {f"{prefix}{name}.{key}": plan[key] for key in ("box", "flip")}
-            host.plans[prefix + name] = plan
+            if isinstance(drawing.stream.decoder.views[name], ImageView):
+                host.plans[prefix + name] = plan
         host.substituted = host.substituted + [d.substituted for d in drawn]
         host.cut["decode"] += sum(d.decode for d in drawn)
         host.cut["crop"] += sum(d.crop for d in drawn)

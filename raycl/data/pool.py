@@ -14,6 +14,7 @@ from raycl.data.decode import decoding_threads, finish_together
 from raycl.data.order import PADDING
 from raycl.data.plan import Columns, Plan, from_table, part, to_table
 from raycl.data.streams import Stream, Views, streams_of, stripped
+from raycl.views.image import ImageView
 
 
 class Cutter:
@@ -44,7 +45,7 @@ def _cut_together(
     rows = len(columns["step"])
     shown = np.arange(rows)
     pixels = {
-        stream.prefix + name: np.zeros((rows, view.size, view.size, 3), np.uint8)
+        stream.prefix + name: np.zeros((rows, *view.shape), np.uint8)
         for stream in group
         for name, view in stream.decoder.views.items()
     }
@@ -70,6 +71,7 @@ def _cut_together(
         of_sample = {"id", *stream.numbers} | {
             f"{view.field}.{name}"
             for view in stream.decoder.views.values()
+            if isinstance(view, ImageView)
             for name in ("mode", "height", "width")
         }
         made |= {stream.prefix + name: columns[stream.prefix + name][shown] for name in of_sample}

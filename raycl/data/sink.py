@@ -30,7 +30,16 @@ from raycl.data.staging import (
 )
 from raycl.errors import RayclError
 
-KINDS = ("digits", "imagefolder", "npz", "cifar10", "webdataset", "parquet", "video")
+KINDS = (
+    "digits",
+    "imagefolder",
+    "npz",
+    "cifar10",
+    "webdataset",
+    "parquet",
+    "video",
+    "segmentation",
+)
 Encoded = tuple[Any, Payload | None]  # a cell of the metadata table, and a payload
 _UPRIGHT = 1
 _STRETCHES, _STRETCH = 8, 4  # samples that tell how large the others are
@@ -147,7 +156,15 @@ def import_dataset(
 def _splits(
     kind: str, source: str | Path | None, image: str | None, label: str | None
 ) -> list[Split]:
-    from raycl.data.importers import cifar10, digits, imagefolder, npz, parquet, webdataset
+    from raycl.data.importers import (
+        cifar10,
+        digits,
+        imagefolder,
+        npz,
+        parquet,
+        segmentation,
+        webdataset,
+    )
 
     if kind not in KINDS:
         raise RayclError(f"import: unknown kind {kind!r}; known are {', '.join(KINDS)}")
@@ -177,6 +194,8 @@ def _splits(
                 return npz.splits(path)
             case "video":
                 return video.splits(path)
+            case "segmentation":
+                return segmentation.splits(path)
             case _:
                 return cifar10.splits(path)
     except OSError as error:
@@ -202,7 +221,9 @@ def _refuse_image_options(kind: str, storage: Storage) -> None:
 
 def _part(split: Split, origin: str, storage: Storage) -> Part:
     field: Field = storage.field(split.mode) if split.field == "image" else BytesField()
-    whole = _Shard(split.items, split.field, field, split.labelled, split.page, storage)
+    whole = _Shard(
+        split.items, split.field, field, split.labelled, split.masked, split.page, storage
+    )
     total = len(split.items)
     sizes = [] if storage.shard_samples else _sizes(whole)
     each = per_shard(storage.shard_samples, storage.shard_bytes, sizes)
@@ -230,6 +251,7 @@ class _Shard:
     name: str
     field: Field
     labelled: bool
+    masked: bool
     page: int
     storage: Storage
 
@@ -239,6 +261,7 @@ class _Shard:
 
     def write(self, path: Path, threads: int, advance: Advance) -> None:
         fields = {self.name: self.field} | ({"label": IntField()} if self.labelled else {})
+        fields |= {"mask": BytesField()} if self.masked else {}
         with Writer(path, fields, page_size=self.page) as writer:
             for sample in in_threads(self.encode, _read(self.items), threads):
                 writer.write_encoded(sample)
@@ -268,6 +291,9 @@ class _Shard:
                 f"write_mode jpg"
             )
         sample = {self.name: encoded}
+        if self.masked:
+            _, width, height, _ = encoded[0]
+            sample["mask"] = BytesField().encode(_mask(item, (width, height)))
         return sample | {"label": IntField().encode(item.label)} if self.labelled else sample
 
     def _content(self, item: Item) -> Encoded:
@@ -283,6 +309,31 @@ class _Shard:
         assert isinstance(content, bytes)
         video.check(content)
         return self.field.encode(content)
+
+
+def _mask(item: Item, size: tuple[int, int]) -> bytes:
+    """The file of an item's mask, scaled down where its image (width, height) was.
+
+    Raises:
+        RayclError: it is no mask of this image.
+    """
+    assert item.mask is not None
+    content = item.mask.read_bytes()
+    try:
+        with Image.open(BytesIO(content)) as mask:
+            mask.load()
+            if mask.mode not in ("L", "P", "1"):
+                raise ValueError(f"its pixels are {mask.mode!r}, not one grey level each")
+            if mask.size == size:
+                return content
+            width = round(mask.width * size[1] / mask.height)
+            if mask.width < size[0] or abs(width - size[0]) > 1:
+                raise ValueError(f"its size is {mask.size}, and that of its image {size}")
+            scaled = BytesIO()
+            mask.resize(size, Image.Resampling.NEAREST).save(scaled, "PNG")
+            return scaled.getvalue()
+    except (OSError, ValueError) as error:
+        raise RayclError(f"{item.mask}: not a mask of {item.origin}: {error}") from error
 
 
 def _read(items: Items) -> Iterator[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from raycl.beton import FloatField, IntField
 from raycl.data.decode import Decoder
 from raycl.data.plan import Columns, Plan, prefixes
 from raycl.data.shards import Shards
-from raycl.views.image import ImageView
+from raycl.views.image import View
 
-Views = Mapping[str, Mapping[str, ImageView]]  # of each stream, by name
+Views = Mapping[str, Mapping[str, View]]  # of each stream, by name
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def streams_of(
 def row_bytes(plan: Plan, views: Views) -> int:
     """Bytes of the crops of one row."""
     return sum(
-        source.order.width * sum(view.size**2 * 3 for view in views[name].values())
+        source.order.width * sum(math.prod(view.shape) for view in views[name].values())
         for name, source in plan.sources.items()
     )
 

@@ -23,7 +23,7 @@ from raycl.errors import RayclError
 from raycl.nn.backbones import Encoder, ResNet, timm_encoder
 from raycl.nn.backbones.timm import check_name
 from raycl.nn.batchnorm import Scope
-from raycl.views.image import ImageView
+from raycl.views.image import ImageView, MaskView
 
 Batch = dict[str, Tensor]
 
@@ -121,11 +121,17 @@ class Stream(Settings):
     """One stream of samples that every step eats, with the views that are drawn from them.
 
     `source` names a data set of the recipe (`data.train`, ...). Names of views are unique over the
-    streams of a method, because they are the keys of the batch and of the recipe's `views`.
+    streams of a method, because they are the keys of the batch and of the recipe's `views`. The
+    first is of an image; masks follow views of the same stream.
     """
 
     source: str = "train"
-    views: dict[str, ImageView]
+    views: dict[str, ImageView | MaskView]
+
+    @property
+    def images(self) -> dict[str, ImageView]:
+        """The views of images."""
+        return {name: v for name, v in self.views.items() if isinstance(v, ImageView)}
 
 
 @dataclass(frozen=True)

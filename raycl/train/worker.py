@@ -68,7 +68,8 @@ def train(
     data = (trainer.seed, recipe.data.threads, recipe.data.corrupt, recipe.data.corrupt_share)
     loader: Loader | FFCVLoader
     if recipe.data.engine == "ffcv":
-        loader = FFCVLoader(plan, views, place.lanes, place.device, *data)
+        images = {name: stream.images for name, stream in recipe.streams.items()}
+        loader = FFCVLoader(plan, images, place.lanes, place.device, *data)
     else:
         on_gpu = recipe.data.decode_on == "gpu"
         loader = Loader(plan, views, place.lanes, bundles, place.device, *data, on_gpu)
@@ -87,7 +88,7 @@ def train(
         *online_knn(recipe, corpus),
     ]
     if place.rank == 0:
-        names = [name for stream in views.values() for name in stream]
+        names = [name for stream in recipe.streams.values() for name in stream.images]
         observers += [
             Metrics(run, plan.steps, ears.metrics),
             TensorBoard(run, recipe.to_yaml(), names),
@@ -181,7 +182,7 @@ def export(weights: dict[str, Tensor], run: Path) -> Path:
 
 def evaluation_view(recipe: Recipe) -> ImageView:
     """What an encoder is evaluated on: the first view's field and normalisation, nothing random."""
-    first = next(iter(next(iter(recipe.streams.values())).views.values()))
+    first = next(iter(next(iter(recipe.streams.values())).images.values()))
     return first.evaluation(recipe.evaluation.size)
 
 

@@ -128,6 +128,11 @@ class ImageView(_Part):
         return self
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's crop, uint8."""
+        return (self.size, self.size, 3)
+
+    @property
     def central(self) -> float:
         """Side of the central square, as a fraction of the image's shorter side."""
         return 0.875 if self.size > 64 else 1.0
@@ -246,6 +251,37 @@ class ImageView(_Part):
         if self.mean and self.std:
             x = ops.normalize(x, self.mean, self.std)
         return x
+
+
+class MaskView(_Part):
+    """A mask (size, size) uint8, cut and mirrored as another view's image; nearest pixels.
+
+    Attributes:
+        field: the sample's field that holds the mask, an image file with one grey level per pixel:
+            a class, or how much a pixel stands out.
+        follows: name of the view.
+        size: side of the mask in pixels.
+    """
+
+    field: str = "mask"
+    follows: str
+    size: int = Field(224, ge=1, le=1024)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's crop, uint8."""
+        return (self.size, self.size)
+
+    def cut(self, mask: np.ndarray, box: Sequence[int], flip: bool, out: np.ndarray) -> None:
+        """Crops, resizes and mirrors one mask (H, W); see `ImageView.cut`."""
+        top, left, height, width = box
+        middles = (np.arange(self.size) + 0.5) / self.size
+        rows = top + (middles * height).astype(np.int64)
+        columns = left + (middles * width).astype(np.int64)
+        out[...] = mask[rows[:, None], columns[::-1] if flip else columns]
+
+
+View = ImageView | MaskView
 
 
 def _random_boxes(

@@ -35,11 +35,13 @@ class Item(NamedTuple):
             (H, W, 3) uint8 of an image.
         label: index of the class, where the split is labelled.
         origin: where the sample comes from, for error messages.
+        mask: an image file with one grey level for each of its pixels, where the split has masks.
     """
 
     content: Path | bytes | np.ndarray
     label: int | None
     origin: str
+    mask: Path | None = None
 
 
 class Items(Protocol):
@@ -62,6 +64,7 @@ class Split:
     Attributes:
         name: folder below the output directory; empty: the output directory itself.
         labelled: whether every item has a label.
+        masked: whether every item has a mask.
         classes: names of the labels, where they are known.
         mode: how images are stored unless the user says otherwise.
         field: name of the field that takes the contents; all but "image" keep their bytes.
@@ -77,6 +80,7 @@ class Split:
     field: Literal["image", "video"] = "image"
     page: int = PAGE
     stamp: str = ""
+    masked: bool = False
 
 
 @dataclass(frozen=True)
