@@ -195,8 +195,9 @@ class Writer:
         while True:
             new = [n for n in target.names() if n.startswith("manifest-") and n not in hashes]
             for name, text in zip(new, _read(target, new), strict=True):
-                if json.loads(text)["token"] == token:
-                    hashes[name] = _sha256(text)
+                with contextlib.suppress(ValueError):  # it is still being written
+                    if json.loads(text)["token"] == token:
+                        hashes[name] = _sha256(text)
             if len(hashes) == self.world:
                 return hashes
             if time.monotonic() > deadline:

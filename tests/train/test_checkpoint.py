@@ -139,6 +139,19 @@ def test_the_ranks_share_the_tensors_out(tmp_path: Path) -> None:
             assert torch.equal(exp_avg, moment["exp_avg"])
 
 
+def test_a_manifest_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    place = checkpoint.folder(tmp_path)
+    (place / "step-0000000005").write("manifest-1.json", b'{"tok')
+    writers = [Writer(place, Checkpoint(), rank, 2) for rank in range(2)]
+    writers[0].save(5, state_of(5), (0, 5), token=1)
+    time.sleep(0.5)
+    assert checkpoint.newest(place) is None
+    writers[1].save(5, state_of(5), (0, 5), token=1)
+    for writer in writers:
+        writer.wait(must=True)
+    assert checkpoint.newest(place) is not None
+
+
 def test_parts_of_an_attempt_before_are_no_parts_of_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
