@@ -18,6 +18,8 @@ class Watched(SimCLR):
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         time.sleep(self.config.pause)
+        told = Path(self.config.log) / f"{os.getpid()}.nccl"
+        told.write_text(os.environ.get("NCCL_DEBUG", ""))
         rows = batch["id"].view(len(step.lanes), -1).tolist()
         with (Path(self.config.log) / f"{os.getpid()}.txt").open("a") as file:
             for lane, ids in zip(step.lanes, rows, strict=True):

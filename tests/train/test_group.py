@@ -36,15 +36,15 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def kill_after(run: Path, step: int, killed: list[dict[str, str]]) -> None:
+def kill_after(run: Path, step: int, killed: list[int]) -> None:
     """SIGKILLs a worker when the run has got to a step."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         lines = metrics(run) if (run / "metrics.jsonl").exists() else []
         if lines and lines[-1]["step"] >= step:
             victim = max(workers(), key=lambda process: process.create_time())
-            killed.append(victim.environ())
             victim.send_signal(signal.SIGKILL)
+            killed.append(victim.pid)
             return
         time.sleep(0.05)
 
@@ -56,13 +56,18 @@ def test_a_killed_worker_costs_no_step(cluster: Cluster, tiny: list[str], tmp_pa
     """
     changes = [*tiny, "trainer.stop.epochs=8", "evaluation.every_epochs=0"]
     whole = pretrain(load("simclr/digits", changes), tmp_path / "whole")
-    changes += ["trainer.workers=2", "trainer.nccl={NCCL_DEBUG: WARN}", "data.read_on=worker"]
-    run, killed = tmp_path / "run", []  # type: tuple[Path, list[dict[str, str]]]
+    (tmp_path / "log").mkdir()
+    changes += [
+        "trainer.workers=2", "trainer.nccl={NCCL_DEBUG: WARN}", "data.read_on=worker",
+        "method.name=tests.cluster.watched:Watched", f"method.log={tmp_path / 'log'}",
+    ]  # fmt: skip
+    run, killed = tmp_path / "run", []  # type: tuple[Path, list[int]]
     thread = threading.Thread(target=kill_after, args=(run, 10, killed))
     thread.start()
     pretrain(load("simclr/digits", changes), run)
     thread.join()
-    assert [environment["NCCL_DEBUG"] for environment in killed] == ["WARN"]
+    assert killed
+    assert {path.read_text() for path in (tmp_path / "log").glob("*.nccl")} == {"WARN"}
     assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
     assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-3)
     one, two = (load_file(r / "encoder.safetensors") for r in (whole, run))

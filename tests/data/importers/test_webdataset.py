@@ -101,8 +101,8 @@ def test_one_of_several_images_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(RayclError, match=r"x\.tar: a: one member must be an image, it has \.left"):
         webdataset.splits(path)
     (split,) = webdataset.splits(path, image="right.png", label="target")
-    ((content, label, _),) = split.items
-    assert (content, label) == (jpeg(1), 5)
+    (item,) = split.items
+    assert (item.content, item.label) == (jpeg(1), 5)
 
 
 def test_a_stretch_knows_its_own_files_alone(tmp_path: Path) -> None:
