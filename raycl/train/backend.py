@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray.util
@@ -20,7 +20,12 @@ class NodeTorchConfig(TorchConfig):
     """A TorchConfig whose workers talk over the interface that Ray talks over.
 
     Gloo takes the one that the host name resolves to, which on many machines is the loopback.
+
+    Attributes:
+        nccl: environment variables of every worker, before it meets the others.
     """
+
+    nccl: dict[str, str] = field(default_factory=dict)
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -29,12 +34,13 @@ class NodeTorchConfig(TorchConfig):
 
 class _NodeBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(choose_interface)
+        worker_group.execute(prepare, backend_config.nccl)
         super().on_start(worker_group, backend_config)
 
 
-def choose_interface() -> None:
-    """Sets what Gloo and NCCL read, unless the user has."""
+def prepare(nccl: dict[str, str]) -> None:
+    """Sets what Gloo and NCCL read: what the recipe says, and the interface unless the user has."""
+    os.environ.update(nccl)
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

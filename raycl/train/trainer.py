@@ -144,7 +144,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     place = checkpoint.folder(run, recipe.trainer.storage)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
-    environment = {"env_vars": {"PYTHONPATH": path, **recipe.trainer.nccl}}
+    environment = {"env_vars": {"PYTHONPATH": path}}
     with connected(recipe.trainer.address, runtime_env=environment):
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
@@ -180,7 +180,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             sizes=sizes,
             board=board,
             train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board},
-            torch_config=NodeTorchConfig(),
+            torch_config=NodeTorchConfig(nccl=recipe.trainer.nccl),
             scaling_config=ScalingConfig(
                 num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]),
                 elastic_resize_monitor_interval_s=RESIZE,
