@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, help="where the runs lie, and are found again")
     parser.add_argument("--json", type=Path, help="write figures, versions, machine and commit")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     content = study(arguments.study)
     out = arguments.out or Path(tempfile.mkdtemp(prefix="raycl-study-"))
     print(f"runs: {out}", flush=True)
