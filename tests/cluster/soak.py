@@ -150,6 +150,6 @@ def test_thirty_faults(
         at = job.step
         what = chance.choice(faults.all)()
         print(f"{time.monotonic() - begin:6.0f} s, step {at}: {what}", flush=True)
-    job.check(hosts, rounding=5e-3)
+    job.check(hosts)
     print(f"{FAULTS} faults, {epochs * 4} steps, nothing lost; "
           f"{time.monotonic() - begin:.0f} s in all", flush=True)  # fmt: skip

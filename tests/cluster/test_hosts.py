@@ -58,13 +58,8 @@ class Job:
         until(lambda: self.step >= step, seconds, f"step {step} is not reached")
         return time.monotonic() - begin
 
-    def check(self, hosts: Hosts, rounding: float = 1e-3) -> None:
-        """Ended by itself, with samples and metrics of the run that nobody disturbed.
-
-        Args:
-            rounding: what losses may differ by, relatively: one process against two, in float32,
-                from 1e-7 at the first step to 1e-3 within 100 and 2e-3 within 500.
-        """
+    def check(self, hosts: Hosts) -> None:
+        """Ended by itself, with samples and metrics of the run that nobody disturbed."""
         until(lambda: (self.run / "encoder.safetensors").exists(), 300, "the run does not end")
         until(lambda: "succeeded" in hosts.job("status", "watched").stdout, 60, "no success")
         (self.folder / "alone").mkdir()
@@ -74,7 +69,8 @@ class Job:
         assert seen(self.folder / "log") == seen(self.folder / "alone")
         steps = [line["step"] for line in metrics(self.run)]
         assert steps == [line["step"] for line in metrics(whole)]
-        assert series(self.run, "loss") == pytest.approx(series(whole, "loss"), rel=rounding)
+        # One process against two, 96 steps in float32: rounding grows, from 1e-7 at the first step.
+        assert series(self.run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-3)
 
 
 def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, tiny: list[str], tmp_path: Path) -> None:
