@@ -69,8 +69,8 @@ class Job:
         assert seen(self.folder / "log") == seen(self.folder / "alone")
         steps = [line["step"] for line in metrics(self.run)]
         assert steps == [line["step"] for line in metrics(whole)]
-        # One process against two, 96 steps in float32: rounding grows, from 1e-7 at the first step.
-        assert series(self.run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-3)
+        # One process against two in float64, where 496 undisturbed steps differ by 7e-16.
+        assert series(self.run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-12)
 
 
 def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, tiny: list[str], tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""SimCLR that writes down which samples every lane has seen, step by step."""
+"""SimCLR in float64 that writes down which samples every lane has seen, step by step.
+
+In float64 the losses of any number of ranks agree so closely, for as many steps as a soak has, that
+one batch out of place would show; in float32 they are a quarter of a percent apart after 496 steps.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from raycl.methods.base import Batch, Output, Step
+from raycl.methods.base import Batch, DataInfo, Output, Step
 from raycl.methods.simclr import SimCLR
 
 
@@ -15,6 +19,10 @@ class Watched(SimCLR):
     class Config(SimCLR.Config):
         log: str
         pause: float = 0.0  # seconds that a step takes longer
+
+    def __init__(self, config: Config, data: DataInfo) -> None:
+        super().__init__(config, data)
+        self.double()
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         time.sleep(self.config.pause)
@@ -24,7 +32,8 @@ class Watched(SimCLR):
         with (Path(self.config.log) / f"{os.getpid()}.txt").open("a") as file:
             for lane, ids in zip(step.lanes, rows, strict=True):
                 file.write(f"{step.epoch} {step.index} {lane} {' '.join(map(str, ids))}\n")
-        yield from super().training_step(batch, step)
+        views = {name: batch[name].double() for name in ("view1", "view2")}
+        yield from super().training_step({**batch, **views}, step)
 
 
 def seen(folder: Path) -> set[str]:
