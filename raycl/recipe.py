@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,7 @@ from raycl.mistakes import explain, explain_one, kind, nearest
 
 if TYPE_CHECKING:
     from raycl.methods.base import DataInfo, Method, Stream
+    from raycl.views.image import ImageView, MaskView
 
 
 class RecipeError(RayclError):
@@ -288,24 +290,20 @@ class Recipe(Section):
     def streams(self) -> dict[str, Stream]:
         """The method's streams with the recipe's `views` applied."""
         streams = self.method_class.views(self.method_config)
+        defaults = _views_of(streams)
+        views = {
+            name: type(view).model_validate(merged)
+            for name, view in defaults.items()
+            for merged in [_settings(name, defaults, self.views)]
+        }
         return {
-            name: stream.model_copy(
-                update={"views": {k: self._view(k, v) for k, v in stream.views.items()}}
-            )
+            name: stream.model_copy(update={"views": {k: views[k] for k in stream.views}})
             for name, stream in streams.items()
         }
 
-    def _view(self, name: str, default: BaseModel) -> Any:
-        from raycl.views.image import MaskView
-
-        names = {v for s in self.method_class.views(self.method_config).values() for v in s.views}
-        shared = {key: value for key, value in self.views.items() if key not in names}
-        if isinstance(default, MaskView):  # it has no colour, nor a crop of its own
-            shared = {key: value for key, value in shared.items() if key == "size"}
-        settings = merge(merge(default.model_dump(), shared), self.views.get(name) or {})
-        return type(default).model_validate(settings)
-
     def build(self, data: DataInfo | None = None) -> Method:
+        if data:
+            data = replace(data, streams=self.streams)
         return self.method_class(self.method_config, data)
 
     def resolved(self) -> dict[str, Any]:
@@ -315,12 +313,10 @@ class Recipe(Section):
             "name": self.method["name"],
             **self.method_config.model_dump(mode="json"),
         }
-        views = {
-            name: view.model_dump(mode="json")
-            for stream in self.streams.values()
-            for name, view in stream.views.items()
-        }
-        plain["views"] = _collapse(views)
+        views = _views_of(self.streams)
+        alike = all(_shared(name, views, {"crop": 0}) for name in views)
+        own = {name: view.model_dump(mode="json") for name, view in views.items()}
+        plain["views"] = _collapse(own) if alike else own
         return plain
 
     def to_yaml(self) -> str:
@@ -334,6 +330,36 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if nested else value
     return merged
+
+
+def _views_of(streams: Mapping[str, Stream]) -> dict[str, ImageView | MaskView]:
+    return {name: view for stream in streams.values() for name, view in stream.views.items()}
+
+
+def _shared(
+    name: str, defaults: Mapping[str, ImageView | MaskView], views: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What of the fields directly under `views` is meant for one of them.
+
+    Nothing, where other views are drawn from it, or where it masks such a one; of the others, a
+    mask has only a size.
+    """
+    from raycl.views.image import MaskView
+
+    view = defaults[name]
+    bases = {v.of for v in defaults.values() if not isinstance(v, MaskView)}
+    shared = {key: value for key, value in views.items() if key not in defaults}
+    if (view.follows if isinstance(view, MaskView) else name) in bases:
+        return {}
+    return {k: v for k, v in shared.items() if k == "size" or not isinstance(view, MaskView)}
+
+
+def _settings(
+    name: str, defaults: Mapping[str, ImageView | MaskView], views: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All fields of one view of a recipe."""
+    default = defaults[name].model_dump()
+    return merge(merge(default, _shared(name, defaults, views)), views.get(name) or {})
 
 
 def _collapse(views: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -455,12 +481,11 @@ def _method_problems(method: dict[str, Any], views: Any) -> list[str]:
         config = cls.Config.model_construct()  # its defaults will do to check the views
     if not isinstance(views, dict):
         return [*problems, f"views: a mapping of fields is needed, {kind(views)} was given"]
-    specs = {name: v for s in cls.views(config).values() for name, v in s.views.items()}
-    shared = {key: value for key, value in views.items() if key not in specs}
+    specs = _views_of(cls.views(config))
     for name, default in specs.items():
         own = views.get(name) or {}
         try:
-            type(default).model_validate(merge(merge(default.model_dump(), shared), own))
+            type(default).model_validate(_settings(name, specs, views))
         except ValidationError as error:
             for detail in error.errors():
                 inside = _reach(own, detail["loc"])

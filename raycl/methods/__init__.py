@@ -5,6 +5,7 @@ from __future__ import annotations
 from raycl.methods.barlow_twins import BarlowTwins
 from raycl.methods.base import Batch, DataInfo, Method, Output, Step, Stream
 from raycl.methods.byol import BYOL
+from raycl.methods.cvsa import CVSA
 from raycl.methods.densecl import DenseCL
 from raycl.methods.dino import DINO
 from raycl.methods.moco import MoCo
@@ -19,6 +20,7 @@ from raycl.methods.vicreg import VICReg
 
 __all__ = [
     "BYOL",
+    "CVSA",
     "DINO",
     "NNCLR",
     "BarlowTwins",

@@ -122,24 +122,44 @@ class Stream(Settings):
 
     `source` names a data set of the recipe (`data.train`, ...). Names of views are unique over the
     streams of a method, because they are the keys of the batch and of the recipe's `views`. The
-    first is of an image; masks follow views of the same stream.
+    first is of an image; masks follow views of the same stream, and `of` names one.
     """
 
     source: str = "train"
     views: dict[str, ImageView | MaskView]
 
+    @model_validator(mode="after")
+    def _of_this_stream(self) -> Stream:
+        for name, view in self.views.items():
+            other = view.follows if isinstance(view, MaskView) else view.of
+            if other and other not in self.images:
+                raise ValueError(f"{name}: {other!r} is no view that is cut from this stream")
+        return self
+
+    @property
+    def cut(self) -> dict[str, ImageView | MaskView]:
+        """The views that are cut from the samples; a method draws the others from these."""
+        return {n: v for n, v in self.views.items() if isinstance(v, MaskView) or not v.of}
+
     @property
     def images(self) -> dict[str, ImageView]:
-        """The views of images."""
-        return {name: v for name, v in self.views.items() if isinstance(v, ImageView)}
+        """The views of images among them."""
+        return {name: v for name, v in self.cut.items() if isinstance(v, ImageView)}
+
+    @property
+    def first(self) -> ImageView:
+        """Of the first view are the field and the normalisation of the encoder's images."""
+        return next(v for v in self.views.values() if isinstance(v, ImageView))
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know of its data before it is built."""
+    """What a method may know of its data before it is built: also its streams, as the recipe has
+    them, for a method that draws views itself."""
 
     samples: int
     classes: list[str] | None = None
+    streams: Mapping[str, Stream] | None = None
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _augmented(
     """Features of randomly cropped and flipped images, anew every epoch (paper, appendix B.6)."""
     size = min(recipe.evaluation.batch, len(chosen))
     order = Order(singles(train.ids[chosen]), 1, size, recipe.trainer.seed)
-    flip = next(iter(next(iter(recipe.streams.values())).images.values())).flip
+    flip = next(iter(recipe.streams.values())).first.flip
     view = evaluation_view(recipe).model_copy(update={"crop": Crop(), "flip": flip})
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -111,7 +111,7 @@ def plan_of(recipe: Recipe, run: Path) -> Plan:
         sources[name] = Source(shards, order, travelling(shards, fields))
     plan = Plan(sources)
     if recipe.data.decode_on == "cluster":
-        views = {name: stream.views for name, stream in recipe.streams.items()}
+        views = {name: stream.cut for name, stream in recipe.streams.items()}
         return Plan(sources, row_bytes(plan, views))
     return plan
 

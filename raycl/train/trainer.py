@@ -67,7 +67,7 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
         mirror.pull()  # the run may have begun on another machine
     plan = plan_of(recipe, run)
     if recipe.data.engine == "ffcv":
-        views = {name: stream.views for name, stream in recipe.streams.items()}
+        views = {name: stream.cut for name, stream in recipe.streams.items()}
         ffcv_engine.check(plan, views, recipe.data.corrupt)
     build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
     online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
@@ -218,7 +218,7 @@ def _cluster_decoding(recipe: Recipe) -> Any:
     data = recipe.data
     if data.decode_on != "cluster":
         return None
-    views = {name: stream.views for name, stream in recipe.streams.items()}
+    views = {name: stream.cut for name, stream in recipe.streams.items()}
     return ClusterDecoding(
         views,
         recipe.trainer.seed,

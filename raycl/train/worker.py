@@ -64,7 +64,7 @@ def train(
     keep_freed_memory()
     trainer = recipe.trainer
     method = build(recipe, plan.first.shards)
-    views = {name: stream.views for name, stream in recipe.streams.items()}
+    views = {name: stream.cut for name, stream in recipe.streams.items()}
     data = (trainer.seed, recipe.data.threads, recipe.data.corrupt, recipe.data.corrupt_share)
     loader: Loader | FFCVLoader
     if recipe.data.engine == "ffcv":
@@ -182,7 +182,7 @@ def export(weights: dict[str, Tensor], run: Path) -> Path:
 
 def evaluation_view(recipe: Recipe) -> ImageView:
     """What an encoder is evaluated on: the first view's field and normalisation, nothing random."""
-    first = next(iter(next(iter(recipe.streams.values())).images.values()))
+    first = next(iter(recipe.streams.values())).first
     return first.evaluation(recipe.evaluation.size)
 
 

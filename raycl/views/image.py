@@ -107,9 +107,12 @@ class ImageView(_Part):
         flip: probability of a mirror image.
         gray: probability of losing all colour.
         mean, std: what the channels are normalised with; None leaves them in [0, 1].
+        of: another view of the stream, whose pixels the method draws this one from on the device,
+            once it has changed them (`draw`); the loader cuts only the other one.
     """
 
     field: str = "image"
+    of: str | None = None
     size: int = Field(224, ge=8, le=1024)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     crop: Crop | None = None
@@ -212,13 +215,13 @@ class ImageView(_Part):
         ops.crop_resize_floats(crop, flip, out, self.interpolation)
 
     def cut_batch(self, images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
-        """Cuts images of one size, (N, H, W, 3) uint8, at once and on their device.
+        """Cuts images of one size, (N, H, W, C) uint8, at once and on their device.
 
         Faster than `cut` for images of some 32 pixels. The two may differ by a few grey levels at
         hard edges, so what decides between them has to be a whole data set, not a batch.
 
         Returns:
-            (N, size, size, 3) uint8.
+            (N, size, size, C) uint8.
         """
         from raycl.views import ops
 

@@ -183,20 +183,20 @@ def crop_resize_batch(
     Each sample has a matrix per axis; everything is rounded once, at the end.
 
     Args:
-        images: (N, H, W, 3) uint8.
+        images: (N, H, W, C) uint8.
         box: (N, 4) top, left, height, width.
         flip: (N,) bool.
         size: height and width of the crops.
 
     Returns:
-        (N, height, width, 3) uint8.
+        (N, height, width, C) uint8.
     """
     top, left, height, width = box.to(torch.float32).unbind(1)
     rows = _resize_matrix(top, height, images.shape[1], size[0], interpolation)
     columns = _resize_matrix(left, width, images.shape[2], size[1], interpolation)
     columns = torch.lerp(columns, columns.flip(1), flip.to(columns.dtype)[:, None, None])
     x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    x = rows[:, None] @ (x.flatten(1, 2) @ columns.mT).unflatten(1, (3, -1))
+    x = rows[:, None] @ (x.flatten(1, 2) @ columns.mT).unflatten(1, (images.shape[3], -1))
     return x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -20,6 +20,7 @@ LANES, ROWS, STEPS = 2, 4, 3
 SMALL: dict[str, dict[str, Any]] = {
     "moco": {"queue": 16, "projector": {"hidden": 8, "dim": 4}},
     "densecl": {"queue": 16, "projector": {"hidden": 8, "dim": 4}, "warmup_steps": 1},
+    "cvsa": {"head": {"hidden": 8, "dim": 4}, "align_warmup": 0},
     "byol": {"head": {"hidden": 8, "dim": 4}},
     "simsiam": {"dim": 8, "bottleneck": 4},
     "barlow_twins": {"dim": 8},
@@ -34,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 class Full(Fixed):
-    """With labels, small views, and the geometry of the crops."""
+    """With labels, small views, the geometry of the crops, whole images and their masks."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch in super().epoch(epoch, start):
@@ -44,6 +45,8 @@ class Full(Fixed):
             for name in ("view1", "view2"):
                 batch[f"{name}.box"] = torch.tensor([[0, 0, self.size, self.size]] * rows)
                 batch[f"{name}.flip"] = torch.zeros(rows, dtype=torch.bool)
+            batch["whole"] = batch["view1"].sigmoid()
+            batch["mask"] = (batch["view2"][:, 0] > 0).to(torch.uint8) * 255
             yield batch
 
 
