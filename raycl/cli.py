@@ -69,6 +69,7 @@ class Importer(StrEnum):
     webdataset = "webdataset"
     parquet = "parquet"
     video = "video"
+    segmentation = "segmentation"
 
 
 def main() -> None:

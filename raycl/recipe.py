@@ -61,6 +61,9 @@ class Data(Section):
     test: str | list[str] | None = Field(None, description="held-out set that protocols score on")
     limit: int | None = Field(None, ge=1, description="use only the first samples of train")
     indices: str | None = Field(None, description=".npy of sample ids of train to use")
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="of every class's samples of train, by the seed: few labels"
+    )
     weights: str | None = Field(None, description=".npy of sampling weights, one per sample used")
     pairs: str | None = Field(None, description=".npy (M, 2) of sample ids that travel together")
     balance: str | None = Field(
@@ -123,9 +126,11 @@ class Data(Section):
             raise ValueError("engine=ffcv decodes in the workers: leave decode_on=worker")
         if self.read_on == "worker" and self.decode_on == "cluster":
             raise ValueError("decode_on=cluster takes what the cluster reads: leave read_on out")
-        subset = [name for name in ("limit", "indices", "pairs") if getattr(self, name)]
+        subset = [n for n in ("limit", "indices", "pairs", "fraction") if getattr(self, n)]
         if isinstance(self.train, dict) and subset:
             raise ValueError(f"{subset[0]} cannot choose among parts of a mixture: leave it out")
+        if self.fraction and self.pairs:
+            raise ValueError("fraction draws single samples: leave pairs or fraction out")
         return self
 
 
@@ -275,7 +280,9 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     trainer: Trainer = Trainer()
     evaluation: Evaluation = Evaluation()
-    init_from: str | None = Field(None, description="run directory or .safetensors to start from")
+    init_from: str | None = Field(
+        None, description="run or .safetensors to start from; of another method's run, its encoder"
+    )
 
     @property
     def method_class(self) -> type[Method]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,6 +41,26 @@ def few_labels(labels: Labels, per_class: int, seed: int) -> np.ndarray:
         )
     order = np.random.default_rng(seed).permutation(len(values))
     drawn = [order[values[order] == label][:per_class] for label in classes]
+    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)
+
+
+def share_of_labels(labels: Labels, share: float, seed: int) -> np.ndarray:
+    """Draws a share of every class's samples, and one at least.
+
+    With the same seed a smaller share is part of every larger one.
+
+    Args:
+        labels: (N,) integers >= 0.
+        share: in (0, 1]; counts are rounded up.
+
+    Returns:
+        int64 positions in `labels`, ascending.
+    """
+    values = _integers(labels)
+    order = np.random.default_rng(seed).permutation(len(values))
+    drawn = []
+    for label, count in zip(*np.unique(values, return_counts=True), strict=True):
+        drawn.append(order[values[order] == label][: math.ceil(round(share * count, 6))])
     return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)
 
 

@@ -141,6 +141,8 @@ def entries_of(recipe: Recipe, shards: Shards) -> int | np.ndarray:
             raise RayclError(f"data.pairs: integers (M, 2) are needed, the file is {entries.shape}")
     elif data.indices:
         entries = singles(_array(data.indices, "data.indices"))
+    elif data.fraction:
+        entries = singles(np.arange(len(shards)))
     else:
         return min(len(shards), data.limit or len(shards))
     if len(entries) and (entries.min() < 0 or entries.max() >= len(shards)):
@@ -148,7 +150,14 @@ def entries_of(recipe: Recipe, shards: Shards) -> int | np.ndarray:
             f"data: sample ids from {entries.min()} to {entries.max()} are asked for, the data set "
             f"has 0 to {len(shards) - 1}"
         )
-    return entries[: data.limit] if data.limit else entries
+    entries = entries[: data.limit] if data.limit else entries
+    if data.fraction:
+        from raycl.evaluate.labels import share_of_labels  # it brings torch
+
+        check_fields(shards, ["label"], "data.fraction")
+        labels = shards.numbers(entries[:, 0], "label")
+        entries = entries[share_of_labels(labels, data.fraction, recipe.trainer.seed)]
+    return entries
 
 
 def pseudo_labels(recipe: Recipe, run: Path) -> Folder:

@@ -149,15 +149,18 @@ def build(recipe: Recipe, shards: Shards) -> Method:
 
 
 def start_from(method: Method, source: Path) -> None:
-    """Loads weights from another run, or an encoder from a safetensors file.
+    """Loads weights from a run, or an encoder from a safetensors file or a run of another method.
 
     Raises:
         RayclError: nothing there, or names and shapes do not fit.
     """
     if source.is_dir():
+        other = recipes.load(source)
+        state = checkpoint.load(checkpoint.require(source, other.trainer.storage))["method"]
         target: torch.nn.Module = method
-        storage = recipes.load(source).trainer.storage
-        state = checkpoint.load(checkpoint.require(source, storage))["method"]
+        if other.method_class is not type(method):
+            prefix, target = "encoder.", method.encoder
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     elif source.suffix == ".safetensors" and source.is_file():
         target, state = method.encoder, load_file(source)
     else:

@@ -6,7 +6,7 @@ import torch
 
 from raycl.errors import RayclError
 from raycl.evaluate import few_labels, folds
-from raycl.evaluate.labels import check_pair
+from raycl.evaluate.labels import check_pair, share_of_labels
 
 
 def uneven_labels() -> np.ndarray:
@@ -97,3 +97,12 @@ def test_features_and_labels_that_cannot_be_scored_are_refused(
 ) -> None:
     with pytest.raises(RayclError, match=message):
         check_pair(features, labels, "training")
+
+
+def test_a_share_of_every_class_is_part_of_a_larger_one() -> None:
+    labels = np.repeat([0, 1, 2], [100, 10, 3])
+    tenth, half = (share_of_labels(labels, share, seed=1) for share in (0.1, 0.5))
+    assert np.bincount(labels[tenth]).tolist() == [10, 1, 1]
+    assert np.bincount(labels[half]).tolist() == [50, 5, 2]
+    assert set(tenth) <= set(half)
+    assert share_of_labels(labels, 1.0, seed=1).tolist() == list(range(113))

@@ -12,14 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.train import checkpoint
+from raycl.train.run import entries_of
 from raycl.train.trainer import pretrain
 from tests.conftest import Cluster
 from tests.data.conftest import Bucket
@@ -213,3 +216,25 @@ def test_weights_of_another_run(whole: Path, tiny: list[str], tmp_path: Path) ->
     wrong = [f"init_from={whole}", "trainer.workers=1", "method.encoder.width=16"]
     with pytest.raises(RayclError, match=r"init_from: the weights of .* do not fit"):
         pretrain(load("simclr/digits", [*tiny, *wrong]), tmp_path / "wrong")
+
+
+def test_fine_tuning_on_a_share_of_the_labels(
+    whole: Path, digits: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """A classifier begins with another method's encoder, on a fifth of every class."""
+    encoder = load(whole).method["encoder"]
+    changes = [
+        *tiny, f"init_from={whole}", f"method.encoder={encoder}", "data.fraction=0.2",
+        "data.limit=null", "trainer={workers: 1, lanes: 1, batch: 50, device: cpu}",
+        "optimizer.lr=1e-12", "evaluation.every_epochs=0", "trainer.stop.epochs=1",
+    ]  # fmt: skip
+    run = pretrain(load("supervised/finetune-imagenet", changes), tmp_path / "run")
+    one, two = (load_file(r / "encoder.safetensors") for r in (whole, run))
+    torch.testing.assert_close(one["conv1.weight"], two["conv1.weight"], rtol=1e-4, atol=1e-6)
+    made = load(run)
+    ids = entries_of(made, Shards(digits / "train"))
+    labels = Shards(digits / "train").column("label")
+    counts = np.bincount(labels[np.asarray(ids)[:, 0]])
+    assert (counts == np.ceil(0.2 * np.bincount(labels))).all()
+    with pytest.raises(RayclError, match=r"data\.fraction"):
+        load("supervised/finetune-imagenet", ["data.fraction=0"])
