@@ -144,7 +144,7 @@ class Optimizer(Section):
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-6, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
     warmup_epochs: float = Field(10, ge=0)
     clip: float | None = Field(None, gt=0, description="bound on the gradient's global norm")
     per: dict[str, dict[str, Any]] = Field(

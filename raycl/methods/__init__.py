@@ -8,6 +8,7 @@ from raycl.methods.byol import BYOL
 from raycl.methods.cvsa import CVSA
 from raycl.methods.densecl import DenseCL
 from raycl.methods.dino import DINO
+from raycl.methods.fcn import FCN
 from raycl.methods.moco import MoCo
 from raycl.methods.moco_v3 import MoCoV3
 from raycl.methods.nnclr import NNCLR
@@ -22,6 +23,7 @@ __all__ = [
     "BYOL",
     "CVSA",
     "DINO",
+    "FCN",
     "NNCLR",
     "BarlowTwins",
     "Batch",

@@ -54,7 +54,7 @@ class ResNetBackbone(Settings):
     )
     recompute: Recompute = False
 
-    def build(self, scope: Scope) -> Encoder:
+    def build(self, scope: Scope) -> ResNet:
         settings = self.model_dump(exclude={"name"})
         return ResNet(**settings, scope=scope)
 

@@ -54,6 +54,10 @@ class Supervised(Method):
         view = ImageView(size=224, crop=Crop(), mean=MEAN, std=STD)
         return {"images": Stream(views={"view1": view})}
 
+    def logits(self, images: Tensor) -> Tensor:
+        """Scores of the classes (N, K) of images (N, 3, H, W)."""
+        return self.classifier(self.encoder(images))
+
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         h = self.encoder(batch["view1"])
         return {"h": h, "label": labels_of(batch, self).double()}

@@ -137,21 +137,22 @@ def rate(kind: str, step: int, total: int, warmup: int) -> float:
 
     Args:
         kind: "cosine": linearly from 0 over the warm-up, then along half a cosine to 0 at `total`;
-            "constant": the same warm-up, then 1; "fixed": 1 throughout.
+            "poly": the same warm-up, then (1 - share of what is left) ** 0.9, as segmentation has
+            it; "constant": the same warm-up, then 1; "fixed": 1 throughout.
         step: optimizer updates made so far.
         total: updates of the whole run.
         warmup: updates of the warm-up.
     """
     if kind == "fixed":
         return 1.0
-    if kind not in ("cosine", "constant"):
-        raise RayclError(f"schedule {kind!r} is unknown; choose cosine, constant or fixed")
+    if kind not in ("cosine", "poly", "constant"):
+        raise RayclError(f"schedule {kind!r} is unknown; choose cosine, poly, constant or fixed")
     if step < warmup:
         return step / warmup
     if kind == "constant" or total <= warmup:
         return 1.0
     done = min(1.0, (step - warmup) / (total - warmup))
-    return 0.5 * (1.0 + math.cos(math.pi * done))
+    return (1 - done) ** 0.9 if kind == "poly" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def scaled_lr(config: OptimizerConfig, global_batch: int) -> float:

@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "nnclr": {"queue": 16, "hidden": 8, "dim": 4, "predictor": 8},
     "supcon": {"hidden": 8, "dim": 4},
     "supervised": {"classes": 3},
+    "fcn": {"classes": 3, "hidden": 8, "ignore": 2},
     "moco_v3": {"hidden": 8, "dim": 4},
     "swav": {"small": 2, "prototypes": 6, "freeze_steps": 1, "hidden": 8, "dim": 4},
     "dino": {"small": 2, "outputs": 6, "frozen_epochs": 0, "hidden": 8, "bottleneck": 4},
@@ -47,6 +48,7 @@ class Full(Fixed):
                 batch[f"{name}.flip"] = torch.zeros(rows, dtype=torch.bool)
             batch["whole"] = batch["view1"].sigmoid()
             batch["mask"] = (batch["view2"][:, 0] > 0).to(torch.uint8) * 255
+            batch["mask1"] = (batch["view1"][:, 0] * 1.5).clamp(-1, 1).round().to(torch.uint8) % 3
             yield batch
 
 

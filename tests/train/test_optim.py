@@ -119,6 +119,9 @@ def test_cosine_rate_is_the_published_schedule(golden: Golden) -> None:
         ("cosine", 12, 0, 0.0),
         ("cosine", 3, 20, 0.15),
         ("cosine", 10, 10, 1.0),
+        ("poly", 2, 4, 0.5),
+        ("poly", 5, 0, 0.5**0.9),
+        ("poly", 10, 0, 0.0),
         ("constant", 2, 4, 0.5),
         ("constant", 9, 4, 1.0),
         ("fixed", 0, 4, 1.0),
@@ -228,5 +231,5 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
         build(group, Config(name="lamb"), 1)
     with pytest.raises(RayclError, match=r"lr_scaling 'cubic' .* none, linear or sqrt"):
         build(group, Config(lr_scaling="cubic"), 1)
-    with pytest.raises(RayclError, match=r"schedule 'step' .* cosine, constant or fixed"):
+    with pytest.raises(RayclError, match=r"schedule 'step' .* cosine, poly, constant or fixed"):
         rate("step", 0, 1, 0)
