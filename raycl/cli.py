@@ -448,6 +448,37 @@ def convert(
     _list_written([written])
 
 
+@data_app.command()
+def saliency(
+    places: Places,
+    detector: Annotated[
+        str, typer.Option(help="package.module:function, from an image to its map.")
+    ] = "raycl.data.saliency:detect",
+    field: Annotated[str, typer.Option(help="The field of the images.")] = "image",
+    shard_samples: ShardSamples = None,
+    shard_size: ShardSize = 256,
+    workers: Writers = 1,
+    address: Address = None,
+) -> None:
+    """Add a field mask to data sets: how salient every pixel of an image is."""
+    from raycl.data import reshape
+
+    sources, out = _sources(places, "saliency")
+    with _writing("saliency") as progress:
+        written = reshape.saliency(
+            sources,
+            out,
+            detector,
+            field=field,
+            shard_samples=shard_samples,
+            shard_bytes=shard_size << 20,
+            workers=workers,
+            address=address,
+            progress=progress,
+        )
+    _list_written([written])
+
+
 def _sources(places: list[str], command: str) -> tuple[list[str], str]:
     from raycl.errors import RayclError
 

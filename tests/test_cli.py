@@ -53,6 +53,7 @@ def test_the_version(monkeypatch: Patch, capsys: Captured) -> None:
         (["data", "reshard", "out"], "data reshard: SRC OUT is needed, given was out"),
         (["data", "concat", "/nowhere", "out"], "there is no such"),
         (["data", "convert", "/nowhere", "out", "--write-mode", "png"], "Invalid value"),
+        (["data", "saliency", "out"], "data saliency: SRC OUT is needed, given was out"),
         (["nonsense"], "No such command"),
     ],
 )
@@ -102,6 +103,10 @@ def test_data_sets_are_written_again(monkeypatch: Patch, capsys: Captured, digit
     assert run(monkeypatch, "data", "convert", f"{out}/b", f"{out}/c", *small) == 0
     assert f"{out}/c: 720 samples in 1 shards" in capsys.readouterr().out
     assert run(monkeypatch, "data", "verify", f"{out}/c") == 0
+    assert run(monkeypatch, "data", "saliency", f"{out}/c", f"{out}/d") == 0
+    assert f"{out}/d: 720 samples in 1 shards" in capsys.readouterr().out
+    assert run(monkeypatch, "data", "saliency", f"{out}/d", f"{out}/e") == 2
+    assert "has a field 'mask' already" in capsys.readouterr().err
 
 
 def test_verify_lists_what_is_wrong(monkeypatch: Patch, capsys: Captured, tmp_path: Path) -> None:

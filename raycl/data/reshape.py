@@ -1,7 +1,8 @@
-"""Data sets from data sets: cut into other shards, put together, or with images stored otherwise.
+"""Data sets from data sets: cut otherwise, put together, images stored otherwise, masks added.
 
 Fields of any type are carried over. The bytes of a value are copied as they are, unless an image is
-to be stored otherwise; they are not decoded, so `raycl data verify` is what finds damaged ones.
+to be stored otherwise; what is only copied is not decoded, so `raycl data verify` is what finds
+damaged ones.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias, Unpack
+from typing import Any, Protocol, TypeAlias, Unpack
 
 import numpy as np
 
 from raycl.beton import (
     BetonError,
+    BytesField,
     Field,
     FloatField,
     IntField,
@@ -32,6 +34,7 @@ from raycl.beton import (
 )
 from raycl.beton.fields import JPG
 from raycl.beton.reader import LOST
+from raycl.data import detector as detectors
 from raycl.data import storage as places
 from raycl.data.importers import PAGE, Mode, digest
 from raycl.data.shards import Shards
@@ -58,6 +61,7 @@ Named: TypeAlias = tuple[str, Sample]  # where a sample comes from, for messages
 
 _BLOCK = 256  # samples that are read at once
 _PROBES = 32  # samples that tell how large the others are
+_MASK = "mask"
 
 
 def reshard(
@@ -131,11 +135,112 @@ def convert(
         raise RayclError("convert: nothing would change; give a write_mode or a max_resolution")
     if not any(isinstance(field, RGBImageField) for field in shards.fields.values()):
         raise RayclError(f"{shards.place}: holds no images, only {', '.join(shards.fields)}")
-    page = max(PAGE, _page(shards))
-    sizes = [] if storage.shard_samples else _converted_sizes(shards, storage, page)
-    each = per_shard(storage.shard_samples, storage.shard_bytes, sizes)
-    tasks = [_stretch(shards, part, page, storage) for part in cut(len(shards), each)]
+    tasks = _changing(shards, _Stored(storage), storage.shard_samples, storage.shard_bytes)
     return _write("convert", target, asdict(storage), shards, tasks, writing)
+
+
+def saliency(
+    sources: Sources,
+    out: str | Path,
+    detector: str = detectors.DEFAULT,
+    *,
+    field: str = "image",
+    shard_samples: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    **writing: Unpack[Writing],
+) -> Written:
+    """Adds a field "mask" that says how salient every pixel of an image is; all else is copied.
+
+    A mask is a PNG of one grey level for each pixel, as the importer of segmentations stores it and
+    `raycl.views.image.MaskView` reads it. Goes on where it was stopped.
+
+    Args:
+        detector: `package.module:function`; see `raycl.data.detector`.
+        field: the images that it looks at.
+
+    Raises:
+        RayclError: naming the file, field, sample or option that is wrong.
+    """
+    target, shards = checked_target(out), Shards(sources)
+    positive("shard_samples", shard_samples)
+    positive("shard_bytes", shard_bytes)
+    images = [name for name, kind in shards.fields.items() if isinstance(kind, RGBImageField)]
+    if not images:
+        raise RayclError(f"{shards.place}: holds no images, only {', '.join(shards.fields)}")
+    if field not in images:
+        raise RayclError(
+            f"field: {field!r} was given, and the images of {shards.place} are in "
+            f"{', '.join(images)}"
+        )
+    if _MASK in shards.fields:
+        raise RayclError(
+            f"{shards.place}: has a field {_MASK!r} already; start from a data set without one"
+        )
+    options = {
+        "detector": detector,
+        "detector_version": detectors.version(detector),
+        "field": field,
+        "shard_samples": shard_samples,
+        "shard_bytes": shard_bytes,
+    }
+    tasks = _changing(shards, _Masked(detector, field), shard_samples, shard_bytes)
+    return _write("saliency", target, options, shards, tasks, writing)
+
+
+class _Change(Protocol):
+    """What becomes of a data set's samples, one by one. It may be pickled."""
+
+    def fields(self, fields: dict[str, Field]) -> dict[str, Field]:
+        """The fields that are written, given those that are read."""
+        ...
+
+    def sample(self, fields: dict[str, Field], named: Named) -> Sample:
+        """What becomes of a sample.
+
+        Raises:
+            RayclError: naming the sample.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Images are stored otherwise."""
+
+    storage: Storage
+
+    def fields(self, fields: dict[str, Field]) -> dict[str, Field]:
+        return fields
+
+    def sample(self, fields: dict[str, Field], named: Named) -> Sample:
+        origin, sample = named
+        changed = dict(sample)
+        for name, field in fields.items():
+            if isinstance(field, RGBImageField):
+                try:
+                    changed[name] = _converted_image(sample[name], self.storage)
+                except (BetonError, ValueError) as error:
+                    raise RayclError(f"{origin}, field {name!r}: {error}") from error
+        return changed
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """Images get a mask."""
+
+    detector: str
+    field: str
+
+    def fields(self, fields: dict[str, Field]) -> dict[str, Field]:
+        return fields | {_MASK: BytesField()}
+
+    def sample(self, fields: dict[str, Field], named: Named) -> Sample:
+        origin, sample = named
+        try:
+            mask = detectors.mask(self.detector, _pixels(sample[self.field]))
+        except (RayclError, ValueError) as error:
+            raise RayclError(f"{origin}, field {self.field!r}: {error}") from error
+        return sample | {_MASK: BytesField().encode(mask)}
 
 
 @dataclass(frozen=True)
@@ -143,14 +248,14 @@ class _Stretch:
     """The task to write samples `start` to `stop` of some files, counted through them.
 
     Attributes:
-        storage: how images are stored; None: as they are.
+        change: what becomes of them; None: they are copied.
     """
 
     paths: list[str]
     start: int
     stop: int
     page: int
-    storage: Storage | None
+    change: _Change | None
 
     @property
     def samples(self) -> int:
@@ -158,11 +263,11 @@ class _Stretch:
 
     def write(self, path: Path, threads: int, advance: Advance) -> None:
         shards = Shards(self.paths, cache_gb=0)
-        samples = _read(shards, self.start, self.stop)
-        if self.storage is not None:
-            change = partial(_converted, shards.fields, self.storage, self.page)
-            samples = in_threads(change, samples, threads)
-        with Writer(path, shards.fields, page_size=self.page) as writer:
+        samples, fields = _read(shards, self.start, self.stop), shards.fields
+        if self.change is not None:
+            change = partial(_changed, self.change, fields, self.page)
+            samples, fields = in_threads(change, samples, threads), self.change.fields(fields)
+        with Writer(path, fields, page_size=self.page) as writer:
             for _, sample in samples:
                 writer.write_encoded(sample)
                 advance()
@@ -188,12 +293,22 @@ class _Copy:
             advance()
 
 
-def _stretch(shards: Shards, part: slice, page: int, storage: Storage | None) -> _Stretch:
+def _changing(
+    shards: Shards, change: _Change, shard_samples: int | None, shard_bytes: int
+) -> list[Task]:
+    """The tasks that change all samples of a data set."""
+    page = max(PAGE, _page(shards))
+    sizes = [] if shard_samples else _changed_sizes(shards, change, page)
+    each = per_shard(shard_samples, shard_bytes, sizes)
+    return [_stretch(shards, part, page, change) for part in cut(len(shards), each)]
+
+
+def _stretch(shards: Shards, part: slice, page: int, change: _Change | None) -> _Stretch:
     """The task for a stretch of a data set; it names only the files that it needs."""
     (first, last), _ = shards.locate(np.array([part.start, part.stop - 1]))
     before = int(_starts(shards)[first])
     paths = [file.path for file in shards.files[first : last + 1]]
-    return _Stretch(paths, part.start - before, part.stop - before, page, storage)
+    return _Stretch(paths, part.start - before, part.stop - before, page, change)
 
 
 def _starts(shards: Shards) -> np.ndarray:
@@ -246,20 +361,14 @@ def _cells(
             return [(0, len(payload)) for payload in payloads]
 
 
-def _converted(fields: dict[str, Field], storage: Storage, page: int, named: Named) -> Named:
-    """A sample with its images stored as they are to be."""
-    origin, sample = named
-    changed = dict(sample)
-    for name, field in fields.items():
-        if isinstance(field, RGBImageField):
-            try:
-                changed[name] = _converted_image(sample[name], storage)
-            except (BetonError, ValueError) as error:
-                raise RayclError(f"{origin}, field {name!r}: {error}") from error
+def _changed(change: _Change, fields: dict[str, Field], page: int, named: Named) -> Named:
+    """A sample as it is to be written."""
+    origin, changed = named[0], change.sample(fields, named)
     if _bytes(changed) > page:
         raise RayclError(
             f"{origin}: takes {_bytes(changed) / 2**20:.1f} MiB and a page of the container holds "
-            f"{page >> 20}; give a max_resolution, or write_mode jpg"
+            f"{page >> 20}; make its images smaller (`raycl data convert`): give a max_resolution, "
+            f"or write_mode jpg"
         )
     return origin, changed
 
@@ -270,20 +379,24 @@ def _converted_image(image: Encoded, storage: Storage) -> Encoded:
     fits = max(width, height) <= (storage.max_resolution or math.inf)
     if fits and (storage.write_mode or own) == own:
         return image
+    jpeg = payload if stored == JPG else None
+    return encode_image(_pixels(image), jpeg, storage.field(own), storage.max_resolution)
+
+
+def _pixels(image: Encoded) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 of an image."""
+    (stored, width, height, _), payload = image
     assert payload is not None
     if stored == JPG:
-        return encode_image(
-            decode_jpeg(payload), payload, storage.field(own), storage.max_resolution
-        )
-    pixels = np.frombuffer(payload, np.uint8).reshape(height, width, 3)
-    return encode_image(pixels, None, storage.field(own), storage.max_resolution)
+        return decode_jpeg(payload)
+    return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
 
 
-def _converted_sizes(shards: Shards, storage: Storage, page: int) -> list[int]:
-    """Bytes that some samples take when they are converted."""
+def _changed_sizes(shards: Shards, change: _Change, page: int) -> list[int]:
+    """Bytes that some samples take when they are changed."""
     ids = np.unique(np.linspace(0, len(shards), _PROBES, endpoint=False).astype(int))
     probes = (named for i in ids.tolist() for named in _read(shards, i, i + 1))
-    return [_bytes(_converted(shards.fields, storage, page, probe)[1]) for probe in probes]
+    return [_bytes(_changed(change, shards.fields, page, probe)[1]) for probe in probes]
 
 
 def _bytes(sample: Sample) -> int:
