@@ -68,7 +68,8 @@ class CVSA(BYOL):
     def draw(self, batch: Batch, step: Step) -> Batch:
         """`batch` with its views, their masks and the share of rows whose view 2 was swapped."""
         images = batch["whole"]
-        mask = F.interpolate(batch["mask"][:, None].to(images) / 255, images.shape[2:])[:, 0]
+        salient = F.interpolate(batch["mask"][:, None].to(images) / 255, images.shape[2:])
+        mask = (salient[:, 0] > 0.5).to(images)
         swapped, partner = self._chosen(len(images), step)
         swapped, partner = swapped.to(images.device), partner.to(images.device)
         if self.config.masks == "wrong":
