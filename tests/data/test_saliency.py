@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -81,3 +84,22 @@ def test_a_barrier_is_the_least_of_all_paths() -> None:
 def test_otsu_parts_two_groups() -> None:
     values = np.concatenate([np.linspace(0, 1, 70), np.linspace(7, 8, 30)])
     assert 1 <= otsu(values) <= 7
+
+
+def test_it_beats_a_disc_in_the_middle_of_davis(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("davis2016")
+    ours, discs, hits, middles = [], [], [], []
+    for path in sorted(root.glob("Annotations/480p/*/*.png"))[::13]:
+        name = root / "JPEGImages" / "480p" / path.parent.name / f"{path.stem}.jpg"
+        image = np.asarray(Image.open(name).convert("RGB"))
+        truth = np.asarray(Image.open(path).convert("L")) > 127
+        height, width = truth.shape
+        rows, columns = np.ogrid[:height, :width]
+        square = (rows - height / 2) ** 2 + (columns - width / 2) ** 2
+        found = detect(image)
+        ours.append(overlap(found > 127, truth))
+        discs.append(overlap(np.pi * square < 0.05 * truth.size, truth))  # objects' mean area
+        hits.append(truth.ravel()[found.argmax()])
+        middles.append(truth[height // 2, width // 2])
+    assert len(ours) == 20
+    assert np.mean(ours) > np.mean(discs) + 0.05 and np.mean(hits) > np.mean(middles) + 0.2
