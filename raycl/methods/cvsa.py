@@ -33,7 +33,7 @@ from raycl.views.image import TRIES, Crop, ImageView, MaskView
 from raycl.views.published import byol
 from raycl.views.swap import swap, usable
 
-KEPT = 0.2  # of the foreground, the least that a random crop shows
+KEPT = 0.2  # of the foreground, the least that a random crop shows where masks are used at all
 
 
 class CVSA(BYOL):
@@ -103,14 +103,15 @@ class CVSA(BYOL):
         view: ImageView = self.drawn[name]  # type: ignore[assignment]
         samples = ids.cpu().numpy()
         sizes = [np.full(len(ids), side) for side in images.shape[2:]]
+        tries = TRIES if self.config.swap or self.config.align_weight else 1
         plans = [
             view.plan(step.seed, step.epoch, samples, number + 2 * attempt, *sizes)
-            for attempt in range(TRIES)
+            for attempt in range(tries)
         ]
-        tries = torch.stack([torch.from_numpy(plan["box"]) for plan in plans]).to(images.device)
-        good = shown(mask, tries) >= KEPT
+        boxes = torch.stack([torch.from_numpy(plan["box"]) for plan in plans]).to(images.device)
+        good = shown(mask, boxes) >= KEPT
         good[0] |= ~good.any(0)
-        box = tries.gather(0, good.float().argmax(0)[None, :, None].expand(-1, -1, 4))[0]
+        box = boxes.gather(0, good.float().argmax(0)[None, :, None].expand(-1, -1, 4))[0]
         plan = {k: torch.from_numpy(v).to(images.device) for k, v in plans[0].items()}
         canvas = torch.cat([images, mask[:, None]], 1).mul(255).round().to(torch.uint8)
         pixels = view.cut_batch(canvas.permute(0, 2, 3, 1), box, plan["flip"]).permute(0, 3, 1, 2)

@@ -166,3 +166,10 @@ def load_again(text: str) -> Any:
     from raycl.recipe import Recipe
 
     return Recipe.model_validate(yaml.safe_load(text)).streams
+
+
+def test_without_swap_and_alignment_masks_are_not_looked_at() -> None:
+    method, data = made(swap=0.0, align_weight=0.0), batch()
+    other = {**data, "mask": data["mask"].flip(0)}
+    step = Step(0, 0, 10)
+    assert torch.equal(method.draw(data, step)["view1"], method.draw(other, step)["view1"])
