@@ -50,7 +50,7 @@ def figures_of(run: Path, untrained: bool) -> dict[str, float]:
     found = {}
     for row in json.loads(done.read_text())["rows"]:
         which = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
-        found[f"{which}{row['protocol']}"] = 100 * row["accuracy"]
+        found[f"{which}{row['protocol']}"] = 100 * row["score"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ranks = [line["rank_me"] for line in lines if "rank_me" in line]
     ends = {int(line["epoch"]): line["time"] for line in lines}

@@ -59,6 +59,7 @@ class Protocol(StrEnum):
     knn = "knn"
     linear = "linear"
     linear_sgd = "linear-sgd"
+    dense = "dense"
 
 
 class Importer(StrEnum):
@@ -69,6 +70,7 @@ class Importer(StrEnum):
     webdataset = "webdataset"
     parquet = "parquet"
     video = "video"
+    segmentation = "segmentation"
 
 
 def main() -> None:
@@ -253,14 +255,19 @@ def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found = {(r["representation"], r["labels"], r["protocol"]): r["accuracy"] for r in rows}
-    table = Table(title="accuracy on the test set, %")
+    from raycl.report import scores
+
+    keys = ("representation", "labels", "protocol", "metric")
+    found = {tuple(row[key] for key in keys): row["score"] for row in rows}
+    accuracies = all(row["metric"] == "accuracy" for row in rows)
+    table = Table(title=f"{'accuracy' if accuracies else 'scores'} on the test set, %")
     table.add_column("representation")
-    columns = list(dict.fromkeys((labels, protocol) for _, labels, protocol in found))
-    for labels, protocol in columns:
-        table.add_column(f"{protocol}\n{labels}", justify="right")
-    for name in dict.fromkeys(name for name, _, _ in found):
-        table.add_row(name, *(f"{100 * found[name, *column]:.1f}" for column in columns))
+    columns = list(dict.fromkeys(key[1:] for key in found))
+    for labels, protocol, metric in columns:
+        table.add_column(f"{scores.heading(protocol, metric)}\n{labels}", justify="right")
+    for name in dict.fromkeys(key[0] for key in found):
+        cells = [(column[2], found.get((name, *column))) for column in columns]
+        table.add_row(name, *("" if s is None else scores.shown(m, s) for m, s in cells))
     Console().print(table)
 
 
