@@ -59,6 +59,7 @@ class Data(Section):
     test: str | list[str] | None = Field(None, description="held-out set that protocols score on")
     limit: int | None = Field(None, ge=1, description="use only the first samples of train")
     indices: str | None = Field(None, description=".npy of sample ids of train to use")
+    test_indices: str | None = Field(None, description=".npy of sample ids of test to score on")
     weights: str | None = Field(None, description=".npy of sampling weights, one per sample used")
     pairs: str | None = Field(None, description=".npy (M, 2) of sample ids that travel together")
     balance: str | None = Field(

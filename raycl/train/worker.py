@@ -36,7 +36,7 @@ from raycl.train.observers import Observer, Writer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
 from raycl.train.observers.services import SERVICES
 from raycl.train.observers.write import Metrics, TensorBoard
-from raycl.train.run import entries_of, open_data, pseudo_labels
+from raycl.train.run import entries_of, open_data, pseudo_labels, scored_ids
 from raycl.train.sharding import whole
 from raycl.train.signals import STOPS
 from raycl.views.image import ImageView
@@ -197,7 +197,7 @@ def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> Sha
 def held_out(recipe: Recipe, train: ShardCorpus) -> ShardCorpus:
     """The test set, seen as `train` is."""
     shards = open_data(recipe, "test")
-    ids = np.arange(len(shards))
+    ids = scored_ids(recipe, shards)
     return ShardCorpus(shards, ids, train.view, train.batch, train.device, train.threads)
 
 
