@@ -60,6 +60,9 @@ class Protocol(StrEnum):
     linear = "linear"
     linear_sgd = "linear-sgd"
     dense = "dense"
+    localization = "localization"
+    backgrounds = "backgrounds"
+    geometry = "geometry"
 
 
 class Importer(StrEnum):
@@ -233,11 +236,19 @@ def evaluate(
     best: Annotated[
         bool, typer.Option("--best", help="The best checkpoint, not the newest.")
     ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="A run whose features are compared instead, by linear CKA.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score a run's encoder: weighted kNN, linear probes, few labels."""
+    """Score a run's encoder by protocols: weighted kNN, linear probes, few labels, dense maps."""
+    from raycl.train.evaluation import compare
     from raycl.train.evaluation import evaluate as score
 
+    if against is not None:
+        cka = compare(run, against, overrides or [])
+        typer.echo(json.dumps({"cka": cka}) if as_json else f"linear CKA: {cka:.3f}")
+        return
     changes = [f"evaluation.protocols=[{','.join(protocol)}]"] if protocol else []
     settings = [*(overrides or []), *changes]
     result = score(run, settings, baselines=baselines, best=best, listen=_say)
@@ -264,7 +275,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
     table.add_column("representation")
     columns = list(dict.fromkeys(key[1:] for key in found))
     for labels, protocol, metric in columns:
-        table.add_column(f"{scores.heading(protocol, metric)}\n{labels}", justify="right")
+        head = f"{scores.heading(protocol, metric)}\n{labels}"
+        table.add_column(head, justify="right", overflow="fold")
     for name in dict.fromkeys(key[0] for key in found):
         cells = [(column[2], found.get((name, *column))) for column in columns]
         table.add_row(name, *("" if s is None else scores.shown(m, s) for m, s in cells))

@@ -256,6 +256,11 @@ class Knn(Section):
     temperature: float = Field(0.07, gt=0)
 
 
+Protocol = Literal[
+    "knn", "linear", "linear-sgd", "dense", "localization", "backgrounds", "geometry"
+]
+
+
 class Dense(Section):
     ignore: int | None = Field(
         255, ge=0, le=255, description="label of pixels without a class; null: all have one"
@@ -266,7 +271,7 @@ class Evaluation(Section):
     """How the encoder is measured, during the run and after it."""
 
     every_epochs: int = Field(0, ge=0, description="online kNN every so many epochs; 0: never")
-    protocols: list[Literal["knn", "linear", "linear-sgd", "dense"]] = ["knn", "linear"]
+    protocols: list[Protocol] = ["knn", "linear"]
     knn: Knn = Knn()
     dense: Dense = Dense()
     few: list[int] = Field([], description="labels a class of the few-label rows")

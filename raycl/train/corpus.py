@@ -33,7 +33,7 @@ class ShardCorpus:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batches(self, masked: bool = False) -> Iterator[Batch]:
+    def batches(self, masked: bool = False, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
         """All samples in the order of `ids`, once; see `walk`."""
         return walk(
             self.shards,
@@ -42,6 +42,8 @@ class ShardCorpus:
             batch=self.batch,
             device=self.device,
             threads=self.threads,
+            seed=seed,
+            epoch=epoch,
             masked=masked,
         )
 

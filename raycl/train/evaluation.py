@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from raycl.data.folder import Folder
 from raycl.data.loader import walk
 from raycl.data.order import Order, singles
 from raycl.errors import RayclError
+from raycl.evaluate.geometry import linear_cka
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
@@ -33,7 +35,12 @@ MAPPED = 2000  # samples of the embedding map
 Row = dict[str, Any]
 
 OF_IMAGES = ("knn", "linear", "linear-sgd")
-OF_MASKS = {"dense": scores.dense}
+OF_ENCODERS = {
+    "dense": scores.dense,
+    "localization": scores.localization,
+    "backgrounds": scores.backgrounds,
+    "geometry": scores.geometry,
+}
 
 
 class Pixels(nn.Module):
@@ -81,14 +88,16 @@ def evaluate(
         }
     encoders["trained encoder"] = lambda: _trained(recipe, train, saved)
     rows: list[Row] = []
+    if baselines and "localization" in recipe.evaluation.protocols:
+        rows += scores.centre(test)
     for name, make in encoders.items():
         listen(f"scoring {name}")
         encoder = make().to(device).eval()
         features = test.embed(encoder)[1]
         found = _of_images(recipe, encoder, train, test, features)
         for protocol in recipe.evaluation.protocols:
-            if protocol in OF_MASKS:
-                scored = OF_MASKS[protocol](recipe, encoder, train, test)
+            if protocol in OF_ENCODERS:
+                scored = OF_ENCODERS[protocol](recipe, encoder, train, test)
                 found += [{"protocol": protocol, **score} for score in scored]
         rows += [{"representation": name, "test": len(test), **score} for score in found]
     result = {
@@ -99,6 +108,25 @@ def evaluate(
     _write_json(run / "evaluation.json", result)
     _write_map(run, features, test)
     return result
+
+
+def compare(run: Path, other: Path, overrides: Sequence[str] = ()) -> float:
+    """Linear CKA of the newest encoders of two runs, from features of the test set of the first.
+
+    Each encoder sees the images by its own run's evaluation view: its size and normalisation.
+
+    Args:
+        overrides: fields of the recipe of `run` to change, such as another `data.test`.
+    """
+    keep_freed_memory()
+    mine, theirs = absolute(recipes.load(run, overrides)), absolute(recipes.load(other))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    features = []
+    for place, recipe in ((run, mine), (other, theirs)):
+        train = training_corpus(recipe, open_data(recipe, "train"), device)
+        encoder = _trained(recipe, train, _checkpoint(place, recipe, best=False))
+        features.append(held_out(mine, train).embed(encoder.to(device))[1])
+    return linear_cka(*features)
 
 
 def _checkpoint(run: Path, recipe: Recipe, best: bool) -> Folder:
@@ -130,11 +158,13 @@ def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> nn.Module:
 def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
     """Refuses data that lack what a protocol of the recipe scores with."""
     for protocol in recipe.evaluation.protocols:
-        if protocol in OF_IMAGES:
+        if protocol in (*OF_IMAGES, "backgrounds"):
             require("label", protocol, train=train, test=test)
             check_pair(torch.zeros(len(train), 1), train.labels(), "training")
-        else:
+        if protocol == "dense":
             require("mask", protocol, train=train, test=test)
+        if protocol in ("localization", "backgrounds"):
+            require("mask", protocol, test=test)
 
 
 def _of_images(
@@ -188,19 +218,11 @@ def _augmented(
     order = Order(singles(train.ids[chosen]), 1, size, recipe.trainer.seed)
     flip = next(iter(next(iter(recipe.streams.values())).images.values())).flip
     view = evaluation_view(recipe).model_copy(update={"crop": Crop(), "flip": flip})
+    drawn = replace(train, view=view, batch=size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         ids = order.plan(epoch).reshape(-1)
-        for batch in walk(
-            train.shards,
-            view,
-            ids,
-            batch=size,
-            device=train.device,
-            threads=train.threads,
-            seed=recipe.trainer.seed,
-            epoch=epoch,
-        ):
+        for batch in replace(drawn, ids=ids).batches(seed=recipe.trainer.seed, epoch=epoch):
             with torch.no_grad():  # and not around the yield: whoever iterates needs gradients
                 features = encoder(batch["view"]).flatten(1).float().cpu()
             yield features, batch["label"].cpu()

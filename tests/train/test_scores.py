@@ -15,7 +15,7 @@ from raycl.errors import RayclError
 from raycl.nn.backbones.encoder import Encoder, last_map
 from raycl.recipe import load
 from raycl.report.page import write_report
-from raycl.train.evaluation import evaluate
+from raycl.train.evaluation import compare, evaluate
 from raycl.train.trainer import pretrain
 from tests.data.test_masks import png
 
@@ -121,3 +121,61 @@ def test_an_encoder_without_maps_is_refused() -> None:
     for encoder in (nn.Flatten(), Encoder()):
         with pytest.raises(RayclError, match="this encoder has no maps"):
             last_map(encoder, torch.zeros(1, 3, 8, 8))
+
+
+def test_an_object_is_localized_and_put_on_other_backgrounds(run: Path, data: Path) -> None:
+    how = [
+        *places(data, "objects"),
+        "method.encoder.output_stride=8",
+        "evaluation.size=32",
+        "evaluation.protocols=[localization, backgrounds]",
+    ]
+    rows = rows_of(evaluate(run, how, baselines=True))
+    assert len(rows) == 2 + 3 * 4
+    assert all(row["test"] == 12 for row in rows.values())
+    whole = rows["centre, whole image", "IoU"]
+    assert whole["score"] == pytest.approx(24**2 / SIDE**2) and "train" not in whole
+    for (_, metric), row in rows.items():
+        if metric in ("pointing", "IoU"):
+            assert row["protocol"] == "localization" and 0 <= row["score"] <= 1
+        else:
+            assert row["score"] == row["untouched"] - row["replaced"] and row["train"] == 24
+    assert rows["raw pixels", "linear drop"]["untouched"] > 0.9  # classes are colours
+    page = write_report(run).read_text()
+    assert "localization: IoU" in page and "backgrounds: kNN drop" in page
+
+
+def test_masks_of_numbers_are_no_foreground(run: Path, data: Path) -> None:
+    ones = data / "ones.beton"
+    with Writer(ones, {"image": RGBImageField("raw"), "mask": BytesField()}) as writer:
+        for _ in range(3):
+            mask = np.eye(SIDE, dtype=np.uint8)
+            writer.write({"image": np.zeros((SIDE, SIDE, 3), np.uint8), "mask": png(mask)})
+    with pytest.raises(RayclError, match="none of the masks of 3 images holds a value above 127"):
+        evaluate(run, [f"data.test={ones}", "evaluation.protocols=[localization]"])
+
+
+def test_geometry_needs_neither_labels_nor_masks(run: Path) -> None:
+    rows = rows_of(evaluate(run, ["evaluation.protocols=[geometry]"]))
+    assert 0 <= rows["trained encoder", "alignment"]["score"] <= 4
+    assert -4 <= rows["trained encoder", "uniformity"]["score"] <= 0
+
+
+def test_chosen_test_samples_are_scored(run: Path, data: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "some.npy", np.array([3, 1, 7]))
+    how = [
+        *places(data, "objects"),
+        f"data.test_indices={tmp_path / 'some.npy'}",
+        "evaluation.protocols=[knn]",
+    ]
+    (row,) = evaluate(run, how)["rows"]
+    assert row["test"] == 3
+    np.save(tmp_path / "some.npy", np.array([3, 12]))
+    with pytest.raises(RayclError, match="sample ids from 3 to 12 .* has 0 to 11"):
+        evaluate(run, how)
+
+
+def test_a_run_is_like_itself(run: Path, data: Path) -> None:
+    assert compare(run, run) == pytest.approx(1, abs=1e-6)
+    finer = compare(run, run, ["method.encoder.output_stride=8", *places(data, "objects")])
+    assert 0 < finer < 0.999
