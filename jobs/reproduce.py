@@ -48,9 +48,10 @@ def figures_of(run: Path, untrained: bool) -> dict[str, float]:
     if not done.exists():
         evaluate(run, ["evaluation.protocols=[knn, linear]"], baselines=untrained)
     found = {}
-    for row in json.loads(done.read_text())["rows"]:
+    rows = json.loads(done.read_text())["rows"]
+    for row in (row for row in rows if row["metric"] == "accuracy"):
         which = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
-        found[f"{which}{row['protocol']}"] = 100 * row["accuracy"]
+        found[f"{which}{row['protocol']}"] = 100 * row["score"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ranks = [line["rank_me"] for line in lines if "rank_me" in line]
     ends = {int(line["epoch"]): line["time"] for line in lines}

@@ -59,6 +59,10 @@ class Protocol(StrEnum):
     knn = "knn"
     linear = "linear"
     linear_sgd = "linear-sgd"
+    dense = "dense"
+    localization = "localization"
+    backgrounds = "backgrounds"
+    geometry = "geometry"
 
 
 class Importer(StrEnum):
@@ -232,11 +236,19 @@ def evaluate(
     best: Annotated[
         bool, typer.Option("--best", help="The best checkpoint, not the newest.")
     ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="A run whose features are compared instead, by linear CKA.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score a run's encoder: weighted kNN, linear probes, few labels."""
+    """Score a run's encoder by protocols: weighted kNN, linear probes, few labels, dense maps."""
+    from raycl.train.evaluation import compare
     from raycl.train.evaluation import evaluate as score
 
+    if against is not None:
+        cka = compare(run, against, overrides or [])
+        typer.echo(json.dumps({"cka": cka}) if as_json else f"linear CKA: {cka:.3f}")
+        return
     changes = [f"evaluation.protocols=[{','.join(protocol)}]"] if protocol else []
     settings = [*(overrides or []), *changes]
     result = score(run, settings, baselines=baselines, best=best, listen=_say)
@@ -254,14 +266,20 @@ def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found = {(r["representation"], r["labels"], r["protocol"]): r["accuracy"] for r in rows}
-    table = Table(title="accuracy on the test set, %")
+    from raycl.report import scores
+
+    keys = ("representation", "labels", "protocol", "metric")
+    found = {tuple(row[key] for key in keys): row["score"] for row in rows}
+    accuracies = all(row["metric"] == "accuracy" for row in rows)
+    table = Table(title=f"{'accuracy' if accuracies else 'scores'} on the test set, %")
     table.add_column("representation")
-    columns = list(dict.fromkeys((labels, protocol) for _, labels, protocol in found))
-    for labels, protocol in columns:
-        table.add_column(f"{protocol}\n{labels}", justify="right")
-    for name in dict.fromkeys(name for name, _, _ in found):
-        table.add_row(name, *(f"{100 * found[name, *column]:.1f}" for column in columns))
+    columns = list(dict.fromkeys(key[1:] for key in found))
+    for labels, protocol, metric in columns:
+        head = f"{scores.heading(protocol, metric)}\n{labels}"
+        table.add_column(head, justify="right", overflow="fold")
+    for name in dict.fromkeys(key[0] for key in found):
+        cells = [(column[2], found.get((name, *column))) for column in columns]
+        table.add_row(name, *("" if s is None else scores.shown(m, s) for m, s in cells))
     Console().print(table)
 
 

@@ -64,6 +64,7 @@ class Data(Section):
     fraction: float | None = Field(
         None, gt=0, le=1, description="of every class's samples of train, by the seed: few labels"
     )
+    test_indices: str | None = Field(None, description=".npy of sample ids of test to score on")
     weights: str | None = Field(None, description=".npy of sampling weights, one per sample used")
     pairs: str | None = Field(None, description=".npy (M, 2) of sample ids that travel together")
     balance: str | None = Field(
@@ -262,12 +263,24 @@ class Knn(Section):
     temperature: float = Field(0.07, gt=0)
 
 
+Protocol = Literal[
+    "knn", "linear", "linear-sgd", "dense", "localization", "backgrounds", "geometry"
+]
+
+
+class Dense(Section):
+    ignore: int | None = Field(
+        255, ge=0, le=255, description="label of pixels without a class; null: all have one"
+    )
+
+
 class Evaluation(Section):
     """How the encoder is measured, during the run and after it."""
 
     every_epochs: int = Field(0, ge=0, description="online kNN every so many epochs; 0: never")
-    protocols: list[Literal["knn", "linear", "linear-sgd"]] = ["knn", "linear"]
+    protocols: list[Protocol] = ["knn", "linear"]
     knn: Knn = Knn()
+    dense: Dense = Dense()
     few: list[int] = Field([], description="labels a class of the few-label rows")
     size: int | None = Field(None, ge=8, description="side of the images; null: that of the views")
     batch: int = Field(512, ge=1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import raycl
+from raycl import cli, recipe
 from raycl.beton import JSONField, Writer
 from raycl.cli import main
+from raycl.data import sink
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -30,6 +33,11 @@ Patch = pytest.MonkeyPatch
 def test_the_version(monkeypatch: Patch, capsys: Captured) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"raycl {raycl.__version__}\n"
+
+
+def test_the_choices_are_those_of_the_recipe_and_the_importers() -> None:
+    assert [protocol.value for protocol in cli.Protocol] == list(get_args(recipe.Protocol))
+    assert [importer.value for importer in cli.Importer] == list(sink.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -140,5 +148,7 @@ def test_pretrain_evaluate_report(
     assert {row["protocol"] for row in rows} == {"knn"}
     assert run(monkeypatch, "evaluate", where) == 0
     assert "trained encoder" in capsys.readouterr().out
+    assert run(monkeypatch, "evaluate", where, "--against", where, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cka"] == pytest.approx(1, abs=1e-6)
     assert run(monkeypatch, "report", where) == 0
     assert (tmp_path / "run" / "report.html").is_file()

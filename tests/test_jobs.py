@@ -35,7 +35,7 @@ def test_pretrain_and_evaluate_as_jobs(cluster: Cluster, tiny: list[str], tmp_pa
     assert (run / "encoder.safetensors").is_file()
     submit(cluster, "jobs/evaluate.py", str(run), "--protocol", "knn")
     (row,) = json.loads((run / "evaluation.json").read_text())["rows"][:1]
-    assert row["protocol"] == "knn" and row["accuracy"] > 0.1
+    assert row["protocol"] == "knn" and row["score"] > 0.1
 
 
 def test_a_job_with_a_mistake_fails_with_its_message(cluster: Cluster) -> None:

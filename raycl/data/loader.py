@@ -21,7 +21,7 @@ from raycl.data.plan import Columns, Plan, part, read_samples
 from raycl.data.shards import Shards
 from raycl.data.streams import Stream, Views, numbers_of, streams_of, stripped
 from raycl.errors import RayclError
-from raycl.views.image import ImageView
+from raycl.views.image import ImageView, MaskView, View
 
 SPARED = 8  # damaged samples of a lane that are too few to speak of a share
 
@@ -243,21 +243,26 @@ def walk(
     threads: int = 1,
     seed: int = 0,
     epoch: int = 0,
+    masked: bool = False,
 ) -> Iterator[Batch]:
     """Every sample of `ids` once, in that order and without dropping: what evaluation reads.
 
-    The batch holds the view under "view" and every number of the data set, `label` among them.
+    The batch holds the view under "view" and every number of the data set, `label` among them; if
+    it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8.
     """
     numbers = numbers_of(shards, shards.fields)
+    views: dict[str, View] = {"view": view}
+    if masked:
+        views["mask"] = MaskView(follows="view", size=view.size)
     slots = slots_of(device)
 
     def hosts() -> Iterator[Host]:
         with decoding_threads(threads) as pool:
-            decoder = Decoder({"view": view}, pool, shards.describe, seed=seed)
+            decoder = Decoder(views, pool, shards.describe, seed=seed)
             stream = Stream("", numbers, 1, decoder)
             for start in range(0, len(ids), batch):
                 part = ids[start : start + batch].astype(np.int64)
-                rows = read_samples(shards, part, (view.field, *numbers))
+                rows = read_samples(shards, part, (*(v.field for v in views.values()), *numbers))
                 slot = next(slots)
                 host = Host({}, {}, slot)
                 _put(host, [_start(stream, [rows], epoch, slot)])

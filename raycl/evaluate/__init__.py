@@ -1,18 +1,26 @@
-"""Protocols that score an encoder from its features; no Ray, no images, no training of encoders."""
+"""Protocols that score an encoder from its features and maps; no Ray, no training of encoders."""
 
 from __future__ import annotations
 
+from raycl.evaluate.dense import dense_probe, miou
+from raycl.evaluate.geometry import alignment, linear_cka, uniformity
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import few_labels, folds
-from raycl.evaluate.linear import linear_lbfgs, linear_sgd
+from raycl.evaluate.linear import linear_lbfgs, linear_probe, linear_sgd
 from raycl.evaluate.spectrum import embedding_std, rank_me
 
 __all__ = [
+    "alignment",
+    "dense_probe",
     "embedding_std",
     "few_labels",
     "folds",
     "knn",
+    "linear_cka",
     "linear_lbfgs",
+    "linear_probe",
     "linear_sgd",
+    "miou",
     "rank_me",
+    "uniformity",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,24 @@ L2 = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4)  # strongest first: each fit starts from
 FEW = 1000  # fewer training samples than this: every fold is held out once
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of standardised features.
+
+    Attributes:
+        mean, scale: (D,) that standardise.
+        weight: (classes, D + 1); the last column is the bias.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (..., D) -> (..., classes)."""
+        return _logits(self.weight, (x.to(self.mean) - self.mean) / self.scale)
+
+
 def linear_lbfgs(
     train_x: Tensor,
     train_y: Tensor | None,
@@ -26,11 +45,7 @@ def linear_lbfgs(
     *,
     seed: int = 0,
 ) -> float:
-    """Test accuracy of multinomial logistic regression on standardised features.
-
-    The L2 strength is the one that is most often right on a held-out, stratified tenth of the
-    training features (ties: lowest cross-entropy); below 1,000 samples, where a tenth decides
-    nothing, by cross-validation over all tenths. The final fit uses all training features.
+    """Test accuracy of a `linear_probe`.
 
     Args:
         train_x: (N, D) features.
@@ -42,8 +57,18 @@ def linear_lbfgs(
     Returns:
         Accuracy in [0, 1].
     """
-    train_y = check_pair(train_x, train_y, "training")
     test_y = check_pair(test_x, test_y, "test", classes=1)
+    return _accuracy(linear_probe(train_x, train_y, seed=seed).logits(test_x), test_y)
+
+
+def linear_probe(train_x: Tensor, train_y: Tensor | None, *, seed: int = 0) -> Probe:
+    """Multinomial logistic regression on standardised features (N, D) and labels (N,).
+
+    The L2 strength is the one that is most often right on a held-out, stratified tenth of the
+    training features (ties: lowest cross-entropy); below 1,000 samples, where a tenth decides
+    nothing, by cross-validation over all tenths. The final fit uses all training features.
+    """
+    train_y = check_pair(train_x, train_y, "training")
     classes = int(train_y.max()) + 1
     mean, scale = _moments(train_x)
     x = (train_x.float() - mean) / scale
@@ -59,8 +84,7 @@ def linear_lbfgs(
     best = max(range(len(L2)), key=lambda index: tuple(scores[index].tolist()))
 
     (weight,) = _fits(x, train_y, classes, [L2[best]])
-    logits = _logits(weight, (test_x.to(x) - mean) / scale)
-    return _accuracy(logits, test_y)
+    return Probe(mean, scale, weight)
 
 
 def linear_sgd(
@@ -136,6 +160,10 @@ def _fits(x: Tensor, y: Tensor, classes: int, strengths: Iterable[float]) -> lis
     """Minimises mean cross-entropy + l2 / 2 * |W|^2 for each strength, in turn.
 
     SciPy leads the search; loss and gradient are computed where the features are.
+
+    Args:
+        x: (N, D) standardised features.
+        y: (N,) labels, or (N, classes) weights of each class, whose sum is N.
 
     Returns:
         A (classes, D + 1) matrix per strength; the last column is the bias, which is not penalised.

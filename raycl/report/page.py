@@ -10,16 +10,18 @@ import statistics
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from raycl.errors import RayclError
+from raycl.report import scores
 from raycl.report.figures import curve, embedding_map, number
 
+T = TypeVar("T")
+
 INPUTS = ("recipe.yaml", "metrics.jsonl", "evaluation.json", "embedding.npz", "views.png")
-PROTOCOLS = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
 
 # Metric, heading, whether it is a share, and what a reader should know of it.
 CURVES = (
@@ -228,8 +230,10 @@ def _evaluation(run: Path) -> dict[str, Any]:
         evaluation = json.loads(text)
         for row in evaluation["rows"]:
             str(row["representation"]), str(row["labels"]), str(row["protocol"])
-            if not 0 <= row["accuracy"] <= 1:
-                raise ValueError(f"accuracy {row['accuracy']} is not in [0, 1]")
+            if row["metric"] == "accuracy" and not 0 <= row["score"] <= 1:
+                raise ValueError(f"accuracy {row['score']} is not in [0, 1]")
+            if not math.isfinite(row["score"]):
+                raise ValueError(f"{row['metric']} is {row['score']}")
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise Missing(f"evaluation.json is not what `raycl evaluate` writes ({reason}).") from error
@@ -297,35 +301,35 @@ def _table(evaluation: Mapping[str, Any]) -> str:
     rows = evaluation["rows"]
     if not rows:
         raise Missing("evaluation.json holds no rows: no protocol was run.")
-    cells = {(r["representation"], r["labels"], r["protocol"]): r["accuracy"] for r in rows}
+    cells = {
+        (r["representation"], r["labels"], r["protocol"], r["metric"]): r["score"] for r in rows
+    }
     representations = _unique(r["representation"] for r in rows)
     groups = {
-        labels: _unique(r["protocol"] for r in rows if r["labels"] == labels)
+        labels: _unique((r["protocol"], r["metric"]) for r in rows if r["labels"] == labels)
         for labels in _unique(r["labels"] for r in rows)
     }
-    columns = [(labels, protocol) for labels, each in groups.items() for protocol in each]
+    columns = [(labels, *each) for labels, group in groups.items() for each in group]
     best = {
-        column: max(
-            (cells[c] for c in cells if c[1:] == column and cells[c] == cells[c]), default=0
-        )
+        column: scores.best(column[2], [cells[c] for c in cells if c[1:] == column])
         for column in columns
     }
 
-    def cell(representation: str, column: tuple[str, str]) -> str:
-        accuracy = cells.get((representation, *column))
-        if accuracy is None:
+    def cell(representation: str, column: tuple[str, str, str]) -> str:
+        score = cells.get((representation, *column))
+        if score is None:
             return "<td></td>"
-        mark = ' class="best"' if accuracy == best[column] else ""
-        return f"<td{mark}>{100 * accuracy:.1f}</td>"
+        mark = ' class="best"' if score == best[column] else ""
+        return f"<td{mark}>{scores.shown(column[2], score)}</td>"
 
     train = {r["labels"]: r["train"] for r in rows if "train" in r}
     head = "".join(
-        f'<th colspan="{len(protocols)}" scope="colgroup">{escape(_labels(labels, train))}</th>'
-        for labels, protocols in groups.items()
+        f'<th colspan="{len(group)}" scope="colgroup">{escape(_labels(labels, train))}</th>'
+        for labels, group in groups.items()
     )
     under = "".join(
-        f'<th scope="col">{escape(PROTOCOLS.get(protocol, protocol))}</th>'
-        for _, protocol in columns
+        f'<th scope="col">{escape(scores.heading(protocol, metric))}</th>'
+        for _, protocol, metric in columns
     )
     body = "".join(
         f'<tr><th scope="row">{escape(representation)}</th>'
@@ -333,12 +337,13 @@ def _table(evaluation: Mapping[str, Any]) -> str:
         + "</tr>\n"
         for representation in representations
     )
+    what = "Accuracy" if all(r["metric"] == "accuracy" for r in rows) else "Shares"
     tests = _unique(f"{r['test']:,}" for r in rows if "test" in r)
     on = f" on {' or '.join(tests)} test samples" if tests else ""
     return (
         '<div class="scroll"><table>\n<thead>\n<tr><th rowspan="2" scope="col">Representation</th>'
         f"{head}</tr>\n<tr>{under}</tr>\n</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
-        f'<p class="note">Accuracy in percent{on}; the best of each column is bold.</p>'
+        f'<p class="note">{what} in percent{on}; the best of each column is bold.</p>'
     )
 
 
@@ -450,7 +455,7 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _unique(values: Iterable[str]) -> list[str]:
+def _unique(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from raycl.data.loader import walk
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
-from raycl.methods.base import Step
+from raycl.methods.base import Batch, Step
 from raycl.nn import collectives
 from raycl.train.balance import MethodLabels
 from raycl.views.image import ImageView
@@ -31,6 +32,20 @@ class ShardCorpus:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def batches(self, masked: bool = False, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
+        """All samples in the order of `ids`, once; see `walk`."""
+        return walk(
+            self.shards,
+            self.view,
+            self.ids,
+            batch=self.batch,
+            device=self.device,
+            threads=self.threads,
+            seed=seed,
+            epoch=epoch,
+            masked=masked,
+        )
 
     def labels(self) -> Tensor:
         """(N,) in the order of `ids`."""
@@ -60,14 +75,7 @@ class ShardCorpus:
         features = torch.cat(
             [
                 encoder(batch["view"]).flatten(1).float()
-                for batch in walk(
-                    self.shards,
-                    self.view,
-                    mine,
-                    batch=self.batch,
-                    device=self.device,
-                    threads=self.threads,
-                )
+                for batch in replace(self, ids=mine).batches()
             ]
         )
         encoder.train(training)

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raycl import recipe as recipes
 from raycl.data.folder import Folder
 from raycl.data.loader import walk
 from raycl.data.order import Order, singles
 from raycl.errors import RayclError
+from raycl.evaluate.geometry import linear_cka
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
 from raycl.methods.base import DataInfo
 from raycl.recipe import Recipe
-from raycl.train import checkpoint
+from raycl.train import checkpoint, scores
 from raycl.train.corpus import ShardCorpus
 from raycl.train.memory import keep_freed_memory
 from raycl.train.run import absolute, open_data
-from raycl.train.worker import evaluation_view, held_out, training_corpus
+from raycl.train.worker import evaluation_view, held_out, require, training_corpus
 from raycl.views.image import Crop
 
 MAPPED = 2000  # samples of the embedding map
 Row = dict[str, Any]
+
+OF_IMAGES = ("knn", "linear", "linear-sgd")
+OF_ENCODERS = {
+    "dense": scores.dense,
+    "localization": scores.localization,
+    "backgrounds": scores.backgrounds,
+    "geometry": scores.geometry,
+}
 
 
 class Pixels(nn.Module):
@@ -37,6 +48,10 @@ class Pixels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """Mean colours of cells of 8 x 8 pixels."""
+        return {"colours": F.avg_pool2d(x, 8, ceil_mode=True)}
 
 
 def evaluate(
@@ -56,7 +71,7 @@ def evaluate(
         listen: hears what is being computed.
 
     Returns:
-        What evaluation.json holds: `rows` with representation, labels, protocol, accuracy.
+        What evaluation.json holds: `rows` with representation, labels, protocol, metric, score.
     """
     keep_freed_memory()
     recipe = absolute(recipes.load(run, overrides))
@@ -64,7 +79,7 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = training_corpus(recipe, open_data(recipe, "train"), device)
     test = held_out(recipe, train)
-    check_pair(torch.zeros(len(train), 1), train.labels(), "training")
+    _check(recipe, train, test)
     encoders: dict[str, Callable[[], nn.Module]] = {}
     if baselines:
         encoders |= {
@@ -73,12 +88,18 @@ def evaluate(
         }
     encoders["trained encoder"] = lambda: _trained(recipe, train, saved)
     rows: list[Row] = []
-    features = torch.empty(0)
+    if baselines and "localization" in recipe.evaluation.protocols:
+        rows += scores.centre(test)
     for name, make in encoders.items():
         listen(f"scoring {name}")
         encoder = make().to(device).eval()
         features = test.embed(encoder)[1]
-        rows += _score(recipe, name, encoder, train, test, features)
+        found = _of_images(recipe, encoder, train, test, features)
+        for protocol in recipe.evaluation.protocols:
+            if protocol in OF_ENCODERS:
+                scored = OF_ENCODERS[protocol](recipe, encoder, train, test)
+                found += [{"protocol": protocol, **score} for score in scored]
+        rows += [{"representation": name, "test": len(test), **score} for score in found]
     result = {
         "seed": recipe.trainer.seed,
         "step": int(saved.name.removeprefix("step-")),
@@ -87,6 +108,25 @@ def evaluate(
     _write_json(run / "evaluation.json", result)
     _write_map(run, features, test)
     return result
+
+
+def compare(run: Path, other: Path, overrides: Sequence[str] = ()) -> float:
+    """Linear CKA of the newest encoders of two runs, from features of the test set of the first.
+
+    Each encoder sees the images by its own run's evaluation view: its size and normalisation.
+
+    Args:
+        overrides: fields of the recipe of `run` to change, such as another `data.test`.
+    """
+    keep_freed_memory()
+    mine, theirs = absolute(recipes.load(run, overrides)), absolute(recipes.load(other))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    features = []
+    for place, recipe in ((run, mine), (other, theirs)):
+        train = training_corpus(recipe, open_data(recipe, "train"), device)
+        encoder = _trained(recipe, train, _checkpoint(place, recipe, best=False))
+        features.append(held_out(mine, train).embed(encoder.to(device))[1])
+    return linear_cka(*features)
 
 
 def _checkpoint(run: Path, recipe: Recipe, best: bool) -> Folder:
@@ -115,14 +155,25 @@ def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> nn.Module:
     return method.encoder
 
 
-def _score(
-    recipe: Recipe,
-    name: str,
-    encoder: nn.Module,
-    train: ShardCorpus,
-    test: ShardCorpus,
-    test_x: Tensor,
+def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
+    """Refuses data that lack what a protocol of the recipe scores with."""
+    for protocol in recipe.evaluation.protocols:
+        if protocol in (*OF_IMAGES, "backgrounds"):
+            require("label", protocol, train=train, test=test)
+            check_pair(torch.zeros(len(train), 1), train.labels(), "training")
+        if protocol == "dense":
+            require("mask", protocol, train=train, test=test)
+        if protocol in ("localization", "backgrounds"):
+            require("mask", protocol, test=test)
+
+
+def _of_images(
+    recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCorpus, test_x: Tensor
 ) -> list[Row]:
+    """Accuracies of classifiers of whole images, with all labels and with few."""
+    protocols = [name for name in recipe.evaluation.protocols if name in OF_IMAGES]
+    if not protocols:
+        return []
     train_x = train.embed(encoder)[1]
     train_y, test_y = train.labels(), test.labels()
     settings, seed = recipe.evaluation, recipe.trainer.seed
@@ -132,7 +183,7 @@ def _score(
     rows: list[Row] = []
     for labels, chosen in subsets.items():
         x, y = train_x[chosen], train_y[chosen]
-        for protocol in settings.protocols:
+        for protocol in protocols:
             if protocol == "knn":
                 k, temperature = settings.knn.k, settings.knn.temperature
                 guess = knn(x, y, test_x, k=k, temperature=temperature)
@@ -149,12 +200,11 @@ def _score(
                 )
             rows.append(
                 {
-                    "representation": name,
                     "labels": labels,
                     "protocol": protocol,
-                    "accuracy": accuracy,
+                    "metric": "accuracy",
+                    "score": accuracy,
                     "train": len(x),
-                    "test": len(test_x),
                 }
             )
     return rows
@@ -168,19 +218,11 @@ def _augmented(
     order = Order(singles(train.ids[chosen]), 1, size, recipe.trainer.seed)
     flip = next(iter(recipe.streams.values())).first.flip
     view = evaluation_view(recipe).model_copy(update={"crop": Crop(), "flip": flip})
+    drawn = replace(train, view=view, batch=size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         ids = order.plan(epoch).reshape(-1)
-        for batch in walk(
-            train.shards,
-            view,
-            ids,
-            batch=size,
-            device=train.device,
-            threads=train.threads,
-            seed=recipe.trainer.seed,
-            epoch=epoch,
-        ):
+        for batch in replace(drawn, ids=ids).batches(seed=recipe.trainer.seed, epoch=epoch):
             with torch.no_grad():  # and not around the yield: whoever iterates needs gradients
                 features = encoder(batch["view"]).flatten(1).float().cpu()
             yield features, batch["label"].cpu()
@@ -198,19 +240,18 @@ def _write_map(run: Path, features: Tensor, test: ShardCorpus) -> None:
     """Embeddings of some test samples, for the report and TensorBoard's projector."""
     from torch.utils.tensorboard import SummaryWriter
 
-    features, labels = features[:MAPPED], test.labels()[:MAPPED]
-    count = int(labels.max()) + 1
-    classes = test.shards.classes or [str(i) for i in range(count)]
-    np.savez_compressed(
-        run / "embedding.npz",
-        features=features.numpy().astype(np.float32),
-        labels=labels.numpy(),
-        classes=json.dumps(classes),
-    )
+    features = features[:MAPPED]
+    arrays: dict[str, Any] = {"features": features.numpy().astype(np.float32)}
+    names = None
+    if "label" in test.shards.fields:
+        labels = test.labels()[:MAPPED].numpy()
+        classes = test.shards.classes or [str(i) for i in range(labels.max() + 1)]
+        names = [classes[label] for label in labels]
+        arrays |= {"labels": labels, "classes": json.dumps(classes)}
+    np.savez_compressed(run / "embedding.npz", **arrays)
     ids = test.ids[: len(features)]
     batches = walk(test.shards, test.view, ids, batch=test.batch, device=torch.device("cpu"))
     pictures = torch.cat([batch["view"] for batch in batches])
     writer: Any = SummaryWriter(str(run / "tensorboard" / "projector"))
-    names = [classes[label] for label in labels]
     writer.add_embedding(features, metadata=names, label_img=pictures.clamp(0, 1))
     writer.close()

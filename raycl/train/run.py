@@ -41,7 +41,7 @@ def absolute(recipe: Recipe) -> Recipe:
         local = value and not is_uri(value)
         return str(Path(value).expanduser().absolute()) if local else value
 
-    names = ("test", "indices", "weights", "pairs")
+    names = ("test", "indices", "test_indices", "weights", "pairs")
     changes = {name: path(getattr(recipe.data, name)) for name in names}
     if isinstance(recipe.data.train, dict):
         changes["train"] = {
@@ -145,11 +145,7 @@ def entries_of(recipe: Recipe, shards: Shards) -> int | np.ndarray:
         entries = singles(np.arange(len(shards)))
     else:
         return min(len(shards), data.limit or len(shards))
-    if len(entries) and (entries.min() < 0 or entries.max() >= len(shards)):
-        raise RayclError(
-            f"data: sample ids from {entries.min()} to {entries.max()} are asked for, the data set "
-            f"has 0 to {len(shards) - 1}"
-        )
+    _check_ids(entries, shards)
     entries = entries[: data.limit] if data.limit else entries
     if data.fraction:
         from raycl.evaluate.labels import share_of_labels  # it brings torch
@@ -158,6 +154,23 @@ def entries_of(recipe: Recipe, shards: Shards) -> int | np.ndarray:
         labels = shards.numbers(entries[:, 0], "label")
         entries = entries[share_of_labels(labels, data.fraction, recipe.trainer.seed)]
     return entries
+
+
+def scored_ids(recipe: Recipe, shards: Shards) -> np.ndarray:
+    """Ids (N,) of the samples that protocols score on: all, or `data.test_indices`."""
+    if not recipe.data.test_indices:
+        return np.arange(len(shards))
+    ids = singles(_array(recipe.data.test_indices, "data.test_indices"))[:, 0]
+    _check_ids(ids, shards)
+    return ids
+
+
+def _check_ids(ids: np.ndarray, shards: Shards) -> None:
+    if len(ids) and (ids.min() < 0 or ids.max() >= len(shards)):
+        raise RayclError(
+            f"data: sample ids from {ids.min()} to {ids.max()} are asked for, the data set has 0 "
+            f"to {len(shards) - 1}"
+        )
 
 
 def pseudo_labels(recipe: Recipe, run: Path) -> Folder:

@@ -36,7 +36,7 @@ from raycl.train.observers import Observer, Writer
 from raycl.train.observers.measure import Embeddings, OnlineKnn, Throughput
 from raycl.train.observers.services import SERVICES
 from raycl.train.observers.write import Metrics, TensorBoard
-from raycl.train.run import entries_of, open_data, pseudo_labels
+from raycl.train.run import entries_of, open_data, pseudo_labels, scored_ids
 from raycl.train.sharding import whole
 from raycl.train.signals import STOPS
 from raycl.views.image import ImageView
@@ -198,17 +198,26 @@ def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> Sha
 
 
 def held_out(recipe: Recipe, train: ShardCorpus) -> ShardCorpus:
-    """The labelled test set; refuses sets without labels, which no protocol can score on."""
+    """The test set, seen as `train` is."""
     shards = open_data(recipe, "test")
-    for name, found in (("train", train.shards), ("test", shards)):
-        if "label" not in found.fields:
-            raise RayclError(
-                f"data.{name}: {found.place} has no field 'label', which kNN and linear "
-                f"probes need; import the images from a folder per class, or train without online "
-                f"kNN (evaluation.every_epochs=0) and evaluate on another data set"
-            )
-    ids = np.arange(len(shards))
+    ids = scored_ids(recipe, shards)
     return ShardCorpus(shards, ids, train.view, train.batch, train.device, train.threads)
+
+
+def require(field: str, protocol: str, **corpora: ShardCorpus) -> None:
+    """Refuses data sets, by their names in the recipe, that lack what a protocol scores with."""
+    mended = {
+        "label": "import the images from a folder per class, or train without online kNN "
+        "(evaluation.every_epochs=0) and evaluate on another data set",
+        "mask": "import images with their masks (`raycl data import segmentation`), or leave it "
+        "out of evaluation.protocols",
+    }
+    for name, corpus in corpora.items():
+        if field not in corpus.shards.fields:
+            raise RayclError(
+                f"data.{name}: {corpus.shards.place} has no field {field!r}, which the protocol "
+                f"{protocol} needs; {mended[field]}"
+            )
 
 
 def online_knn(recipe: Recipe, train: ShardCorpus) -> list[Observer]:
@@ -216,6 +225,7 @@ def online_knn(recipe: Recipe, train: ShardCorpus) -> list[Observer]:
     if not every:
         return []
     test = held_out(recipe, train)
+    require("label", "knn", train=train, test=test)
     labels = (train.labels(), test.labels())
     return [OnlineKnn(train, test, labels, every, settings.k, settings.temperature)]
 

@@ -181,6 +181,55 @@ def test_what_is_no_mask_is_refused(
         import_dataset("segmentation", str(source), tmp_path / "out")
 
 
+def sequences_of(path: Path, lists: dict[str, str]) -> Path:
+    for name, frames in (("dog", 3), ("cat", 2), ("bird", 2)):
+        for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+            (path / folder / "480p" / name).mkdir(parents=True)
+            for index in range(frames):
+                image = Image.new("L" if suffix == "png" else "RGB", (40, 30))
+                image.save(path / folder / "480p" / name / f"{index:05}.{suffix}")
+    for split, names in lists.items():
+        (path / f"{split}.txt").write_text(names)
+    return path
+
+
+def test_sequences_are_labels_and_stay_together(tmp_path: Path) -> None:
+    source = sequences_of(tmp_path / "src", {"train": "dog\nbird\n", "val": "cat\n"})
+    import_dataset("segmentation", str(source), tmp_path / "out")
+    train, val = (Shards(tmp_path / "out" / split) for split in ("train", "val"))
+    assert train.classes == val.classes == ["bird", "cat", "dog"]
+    assert train.column("label").tolist() == [0, 0, 2, 2, 2] and val.column("label")[0] == 1
+    assert len(masks_of(tmp_path / "out" / "val")) == 2
+    source = sequences_of(tmp_path / "whole", {})
+    import_dataset("segmentation", str(source), tmp_path / "one")
+    assert Shards(tmp_path / "one").column("label").tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: (p / "val.txt").write_text("cow"), r"val\.txt: names the sequence 'cow'"),
+        (lambda p: (p / "JPEGImages" / "1080p").mkdir(), r"one resolution .* are: 1080p, 480p"),
+        (lambda p: (p / "Annotations" / "480p" / "dog" / "00001.png").unlink(), "has no mask"),
+    ],
+    ids=["unknown", "resolutions", "lost"],
+)
+def test_sequences_that_cannot_be_read(
+    tmp_path: Path, spoil: Callable[[Path], Any], message: str
+) -> None:
+    source = sequences_of(tmp_path / "src", {"train": "dog", "val": "cat"})
+    spoil(source)
+    with pytest.raises(RayclError, match=message):
+        import_dataset("segmentation", str(source), tmp_path / "out")
+
+
+def test_davis(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    import_dataset("segmentation", str(shared_data("davis2016")), tmp_path / "davis")
+    train, val = (Shards(tmp_path / "davis" / split) for split in ("train", "val"))
+    assert (len(train), len(val), len(train.classes or [])) == (156, 104, 10)
+    assert set(np.unique(masks_of(tmp_path / "davis" / "val")[0])) == {0, 255}
+
+
 def test_camvid(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
     import_dataset("segmentation", str(shared_data("camvid")), tmp_path / "camvid")
     assert [len(Shards(tmp_path / "camvid" / split)) for split in ("train", "val", "test")] == [

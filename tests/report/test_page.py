@@ -60,7 +60,8 @@ def fill(run: Path) -> Path:
             file.write(json.dumps(entry | ({"knn": 0.875} if step == 50 else {})) + "\n")
     rows = [
         {"train": 1437 if labels == "all" else 100, "test": 360}
-        | {"representation": name, "labels": labels, "protocol": protocol, "accuracy": accuracy}
+        | {"representation": name, "labels": labels, "protocol": protocol}
+        | {"metric": "accuracy", "score": accuracy}
         for name, labels, protocol, accuracy in ROWS
     ]
     (run / "evaluation.json").write_text(

@@ -34,7 +34,7 @@ def test_all_rows_are_scored_and_written(run: Path) -> None:
         for labels in ("all", "5 a class")
         for protocol in ("knn", "linear")
     }
-    assert all(0.1 < row["accuracy"] <= 1 for row in rows.values())
+    assert all(0.1 < row["score"] <= 1 for row in rows.values())
     assert {row["train"] for row in rows.values()} == {512, 50}
     assert {row["test"] for row in rows.values()} == {360}
     assert json.loads((run / "evaluation.json").read_text()) == result
@@ -51,7 +51,7 @@ def test_the_published_sgd_probe(run: Path) -> None:
         run, ["evaluation.protocols=[linear-sgd]", "evaluation.few=[]", "evaluation.batch=64"]
     )
     (row,) = result["rows"]
-    assert row["protocol"] == "linear-sgd" and row["accuracy"] > 0.3
+    assert row["protocol"] == "linear-sgd" and row["score"] > 0.3
 
 
 def test_images_may_be_larger_in_evaluation_than_in_training(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,22 @@ class Encoder(nn.Module):
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) -> intermediate maps (N, C, h, w) by name, from first to last."""
         raise NotImplementedError(f"{type(self).__name__} has no maps")
+
+
+def last_map(encoder: nn.Module, x: Tensor) -> Tensor:
+    """The last of an encoder's maps of images (N, 3, H, W): (N, C, h, w) float32.
+
+    Raises:
+        RayclError: the encoder has no maps.
+    """
+    maps: Any = getattr(encoder, "maps", None)
+    if maps is None or getattr(maps, "__func__", None) is Encoder.maps:
+        raise RayclError(
+            f"{type(encoder).__name__}: this encoder has no maps, which the protocols dense and "
+            f"localization need; give it a method `maps` as raycl's Encoder has, or leave them out "
+            f"of evaluation.protocols"
+        )
+    return list(maps(x).values())[-1].float()
 
 
 def extract(encoder: nn.Module, layers: Sequence[str]) -> nn.Module:

@@ -1,0 +1,174 @@
+"""Protocols of whole images and masks: each walks the data once and asks `raycl.evaluate`.
+
+What they are shown is the central square that `ImageView.evaluation` cuts, of the mask too: what
+lies outside it does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raycl.evaluate.backgrounds import partners, replace_backgrounds
+from raycl.evaluate.dense import confusion, dense_probe, histograms, ious, miou, segment
+from raycl.evaluate.geometry import alignment, uniformity
+from raycl.evaluate.knn import knn
+from raycl.evaluate.linear import linear_probe
+from raycl.evaluate.localization import attention, check_foreground, foreground, overlap, pointed
+from raycl.methods.base import Batch
+from raycl.nn.backbones.encoder import last_map
+from raycl.recipe import Recipe
+from raycl.train.corpus import ShardCorpus
+
+CELLS = 1 << 17  # of the training images, for a dense probe: 1 GiB of 2,048 features
+Score = dict[str, Any]
+
+
+@torch.no_grad()
+def dense(recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCorpus) -> list[Score]:
+    """Mean IoU of a dense probe, in the pixels of the view.
+
+    It is fitted to all cells of the training images, or where these are many to as many of each
+    image, drawn at random, as make `CELLS`.
+    """
+    ignore, seed = recipe.evaluation.dense.ignore, recipe.trainer.seed
+    generator = torch.Generator().manual_seed(seed)
+    room = max(1, CELLS // len(train))
+    features, counts = [], []
+    for batch in train.batches(masked=True):
+        maps = last_map(encoder, batch["view"])
+        pixels = histograms(batch["mask"], (maps.shape[2], maps.shape[3]), ignore).flatten(1, 2)
+        drawn = torch.rand(pixels.shape[:2], generator=generator).argsort(1)[:, :room, None]
+        drawn = drawn.to(maps.device)
+        features.append(maps.flatten(2).mT.take_along_dim(drawn, 1))
+        counts.append(pixels.take_along_dim(drawn, 1))
+    classes = max(part.shape[2] for part in counts)
+    x = torch.cat(features)
+    y = torch.cat([F.pad(part, (0, classes - part.shape[2])) for part in counts])
+    image = torch.arange(len(x), device=x.device).repeat_interleave(x.shape[1])
+    with torch.enable_grad():
+        probe = dense_probe(x.flatten(0, 1), y.flatten(0, 1), image, seed=seed)
+    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=x.device)
+    for batch in test.batches(masked=True):
+        size = (test.view.size, test.view.size)
+        guess = segment(probe, last_map(encoder, batch["view"]), size)
+        matrix += confusion(batch["mask"], guess, classes, ignore)
+    of_classes = [round(iou, 4) if iou == iou else None for iou in ious(matrix).tolist()]
+    return [
+        {
+            "labels": "all",
+            "metric": "mIoU",
+            "score": miou(matrix),
+            "train": len(train),
+            "ious": of_classes,
+        }
+    ]
+
+
+@torch.no_grad()
+def localization(
+    recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCorpus
+) -> list[Score]:
+    """Pointing game and attention-mask IoU, over the test images that show foreground."""
+    found = []
+    for batch in test.batches(masked=True):
+        maps, inside = attention(last_map(encoder, batch["view"])), foreground(batch["mask"])
+        shown = inside.any(dim=(1, 2))
+        found.append(torch.stack([pointed(maps, inside), overlap(maps, inside)], 1)[shown])
+    return _localized(found, test)
+
+
+def centre(test: ShardCorpus) -> list[Score]:
+    """What pointing at the centre and marking the whole image would score in `localization`."""
+    found = []
+    for batch in test.batches(masked=True):
+        inside = foreground(batch["mask"])
+        middle, share = inside[:, test.view.size // 2, test.view.size // 2], inside.float()
+        found.append(torch.stack([middle, share.mean(dim=(1, 2))], 1)[inside.any(dim=(1, 2))])
+    return [
+        {"representation": "centre, whole image", "protocol": "localization", **score}
+        for score in _localized(found, test)
+    ]
+
+
+def _localized(found: list[Tensor], test: ShardCorpus) -> list[Score]:
+    """Rows of batches (n, 2): whether each image was hit, and its IoU."""
+    of_images = torch.cat(found).double()
+    check_foreground(len(of_images), len(test))
+    means = zip(("pointing", "IoU"), of_images.mean(dim=0).tolist(), strict=True)
+    shared = {"labels": "no labels", "test": len(of_images)}
+    return [{"metric": metric, "score": mean, **shared} for metric, mean in means]
+
+
+@torch.no_grad()
+def backgrounds(
+    recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCorpus
+) -> list[Score]:
+    """Drop of kNN and linear accuracy on test images with backgrounds of another class.
+
+    Test images that show no foreground are left out of both accuracies.
+    """
+    seed, settings = recipe.trainer.seed, recipe.evaluation.knn
+    train_x, train_y, labels = train.embed(encoder)[1], train.labels(), test.labels()
+    with torch.enable_grad():
+        probe = linear_probe(train_x, train_y, seed=seed)
+    donors = replace(test, ids=test.ids[partners(labels.numpy(), seed)])
+    pairs = zip(test.batches(masked=True), donors.batches(masked=True), strict=True)
+    features, shown = [], []
+    for batch, donor in pairs:
+        inside, others_inside = foreground(batch["mask"]), foreground(donor["mask"])
+        images = replace_backgrounds(batch["view"], inside, donor["view"], others_inside)
+        features.append(torch.stack([_embedded(encoder, x) for x in (batch["view"], images)]))
+        shown.append(inside.any(dim=(1, 2)).cpu())
+    kept = torch.cat(shown)
+    check_foreground(int(kept.sum()), len(test))
+    untouched, replaced = torch.cat(features, dim=1)[:, kept]
+
+    def by_knn(x: Tensor) -> Tensor:
+        return knn(train_x, train_y, x, k=settings.k, temperature=settings.temperature)
+
+    rows = []
+    for name, classify in (("kNN", by_knn), ("linear", lambda x: probe.logits(x).argmax(dim=1))):
+        before, after = (
+            (classify(x) == labels[kept]).double().mean().item() for x in (untouched, replaced)
+        )
+        rows.append(
+            {
+                "labels": "all",
+                "metric": f"{name} drop",
+                "score": before - after,
+                "untouched": before,
+                "replaced": after,
+                "train": len(train),
+                "test": int(kept.sum()),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def geometry(
+    recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCorpus
+) -> list[Score]:
+    """Alignment and uniformity of two random training views of the test images.
+
+    It is the encoder's features that are measured, not the projections that a loss may see.
+    """
+    view = next(iter(next(iter(recipe.streams.values())).images.values()))
+    drawn, seed = replace(test, view=view), recipe.trainer.seed
+    x, y = (_features(encoder, drawn.batches(seed=seed, epoch=epoch)) for epoch in (0, 1))
+    scores = {"alignment": alignment(x, y), "uniformity": (uniformity(x) + uniformity(y)) / 2}
+    return [{"labels": "no labels", "metric": k, "score": v} for k, v in scores.items()]
+
+
+def _features(encoder: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    return torch.cat([_embedded(encoder, batch["view"]) for batch in batches])
+
+
+def _embedded(encoder: nn.Module, images: Tensor) -> Tensor:
+    return encoder(images).flatten(1).float().cpu()
