@@ -59,6 +59,7 @@ class Protocol(StrEnum):
     knn = "knn"
     linear = "linear"
     linear_sgd = "linear-sgd"
+    classifier = "classifier"
     dense = "dense"
     localization = "localization"
     backgrounds = "backgrounds"

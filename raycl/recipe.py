@@ -264,7 +264,14 @@ class Knn(Section):
 
 
 Protocol = Literal[
-    "knn", "linear", "linear-sgd", "dense", "localization", "backgrounds", "geometry"
+    "knn",
+    "linear",
+    "linear-sgd",
+    "classifier",
+    "dense",
+    "localization",
+    "backgrounds",
+    "geometry",
 ]
 
 

@@ -154,8 +154,7 @@ class Stream(Settings):
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know of its data before it is built: also its streams, as the recipe has
-    them, for a method that draws views itself."""
+    """What a method may know of its data before it is built; `streams` are the recipe's."""
 
     samples: int
     classes: list[str] | None = None
@@ -245,6 +244,12 @@ class Method(nn.Module):
         """The streams of a step; the first defines the epoch. The recipe can override any field."""
         raise TypeError(f"{cls.__name__} does not define views()")
 
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The streams of a step as the recipe has them, for a method that draws views itself."""
+        given = self.data and self.data.streams
+        return given or self.views(self.config)
+
     def parameter_groups(self) -> dict[str, list[dict[str, Any]]]:
         """Trainable parameters per optimizer, as groups.
 
@@ -259,6 +264,13 @@ class Method(nn.Module):
                 {"params": [p for p in trainable if p.ndim <= 1], "decay": False},
             ]
         }
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Scores of the classes of images (N, K), or of the cells of a map (N, K, h, w).
+
+        Only methods that are trained with labels have them; the protocol `classifier` asks.
+        """
+        raise TypeError(f"{type(self).__name__} classifies nothing: it has no logits()")
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Network outputs whose rows belong to the batch's rows; `objective` couples them."""

@@ -26,9 +26,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from raycl.methods.base import Batch, DataInfo, Output, Step, Stream
+from raycl.methods.base import Batch, Output, Step, Stream
 from raycl.methods.byol import BYOL
-from raycl.methods.densecl import last_map
+from raycl.nn.backbones.encoder import last_map
 from raycl.views.image import TRIES, Crop, ImageView, MaskView
 from raycl.views.published import byol
 from raycl.views.swap import swap, usable
@@ -54,12 +54,6 @@ class CVSA(BYOL):
         drawn = {n: v.model_copy(update={"of": "whole"}) for n, v in byol().items()}
         mask = MaskView(follows="whole", size=whole.size)
         return {"images": Stream(views={**drawn, "whole": whole, "mask": mask})}
-
-    def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
-        super().__init__(config, data)
-        streams = data.streams if data and data.streams else self.views(self.config)
-        views = streams["images"].views
-        self.drawn = {name: views[name] for name in ("view1", "view2")}
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         yield self.objective(self.embed(self.draw(batch, step)), step)
@@ -100,7 +94,7 @@ class CVSA(BYOL):
         self, name: str, number: int, images: Tensor, mask: Tensor, ids: Tensor, step: Step
     ) -> Batch:
         """One view and its mask: the first of some crops that shows enough of the foreground."""
-        view: ImageView = self.drawn[name]  # type: ignore[assignment]
+        view: ImageView = self.streams["images"].views[name]  # type: ignore[assignment]
         samples = ids.cpu().numpy()
         sizes = [np.full(len(ids), side) for side in images.shape[2:]]
         tries = TRIES if self.config.swap or self.config.align_weight else 1

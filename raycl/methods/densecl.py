@@ -31,6 +31,7 @@ from raycl.methods.base import (
     Step,
     Stream,
 )
+from raycl.nn.backbones.encoder import last_map
 from raycl.nn.ema import follow, momentum_copy
 from raycl.nn.heads import mlp
 from raycl.nn.losses import info_nce, unit
@@ -117,11 +118,6 @@ class DenseCL(Method):
         k = self.key_heads(x)
         of_images = {name: unit(k[name]) for name in ("global", "pooled")}
         return {"map": x.flatten(2), "dense": k["dense"], **of_images}
-
-
-def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The encoder's last map (N, C, h, w)."""
-    return list(encoder.maps(images).values())[-1]  # type: ignore[operator]
 
 
 def matches(query: Tensor, key: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from raycl.evaluate.geometry import linear_cka
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
-from raycl.methods.base import DataInfo
+from raycl.methods.base import DataInfo, Method
 from raycl.recipe import Recipe
 from raycl.train import checkpoint, scores
 from raycl.train.corpus import ShardCorpus
@@ -86,7 +86,8 @@ def evaluate(
             "raw pixels": Pixels,
             "untrained encoder": lambda: _untrained(recipe, train),
         }
-    encoders["trained encoder"] = lambda: _trained(recipe, train, saved)
+    method = _trained(recipe, train, saved).to(device).eval()
+    encoders["trained encoder"] = lambda: method.encoder
     rows: list[Row] = []
     if baselines and "localization" in recipe.evaluation.protocols:
         rows += scores.centre(test)
@@ -99,6 +100,8 @@ def evaluate(
             if protocol in OF_ENCODERS:
                 scored = OF_ENCODERS[protocol](recipe, encoder, train, test)
                 found += [{"protocol": protocol, **score} for score in scored]
+        if method.encoder is encoder and "classifier" in recipe.evaluation.protocols:
+            found += scores.classifier(method, train, test)
         rows += [{"representation": name, "test": len(test), **score} for score in found]
     result = {
         "seed": recipe.trainer.seed,
@@ -124,7 +127,7 @@ def compare(run: Path, other: Path, overrides: Sequence[str] = ()) -> float:
     features = []
     for place, recipe in ((run, mine), (other, theirs)):
         train = training_corpus(recipe, open_data(recipe, "train"), device)
-        encoder = _trained(recipe, train, _checkpoint(place, recipe, best=False))
+        encoder = _trained(recipe, train, _checkpoint(place, recipe, best=False)).encoder
         features.append(held_out(mine, train).embed(encoder.to(device))[1])
     return linear_cka(*features)
 
@@ -149,15 +152,17 @@ def _untrained(recipe: Recipe, train: ShardCorpus) -> nn.Module:
     return recipe.build(DataInfo(len(train.shards), train.shards.classes)).encoder
 
 
-def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> nn.Module:
+def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> Method:
     method = recipe.build(DataInfo(len(train.shards), train.shards.classes))
     method.load_state_dict(checkpoint.load(saved)["method"])
-    return method.encoder
+    return method
 
 
 def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
     """Refuses data that lack what a protocol of the recipe scores with."""
     for protocol in recipe.evaluation.protocols:
+        if protocol == "classifier":
+            scores.check_classifier(recipe, test)
         if protocol in (*OF_IMAGES, "backgrounds"):
             require("label", protocol, train=train, test=test)
             check_pair(torch.zeros(len(train), 1), train.labels(), "training")

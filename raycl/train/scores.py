@@ -6,7 +6,7 @@ lies outside it does not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raycl.errors import RayclError
 from raycl.evaluate.backgrounds import partners, replace_backgrounds
 from raycl.evaluate.dense import confusion, dense_probe, histograms, ious, miou, segment
 from raycl.evaluate.geometry import alignment, uniformity
 from raycl.evaluate.knn import knn
 from raycl.evaluate.linear import linear_probe
 from raycl.evaluate.localization import attention, check_foreground, foreground, overlap, pointed
-from raycl.methods.base import Batch
+from raycl.methods.base import Batch, Method, Stream
 from raycl.nn.backbones.encoder import last_map
 from raycl.recipe import Recipe
 from raycl.train.corpus import ShardCorpus
+from raycl.train.worker import require
+from raycl.views.image import MaskView
 
 CELLS = 1 << 17  # of the training images, for a dense probe: 1 GiB of 2,048 features
 Score = dict[str, Any]
@@ -68,6 +71,39 @@ def dense(recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCor
             "ious": of_classes,
         }
     ]
+
+
+def check_classifier(recipe: Recipe, test: ShardCorpus) -> None:
+    """Refuses methods that classify nothing, and test data without what they classify."""
+    kind = recipe.method_class
+    if kind.logits is Method.logits:
+        raise RayclError(
+            f"evaluation.protocols: 'classifier' scores a classifier that was trained, and "
+            f"{kind.__name__} has none; fine-tune one (`raycl pretrain supervised/... "
+            f"init_from=RUN`), or score the encoder by another protocol"
+        )
+    require("mask" if _dense(recipe.streams) else "label", "classifier", test=test)
+
+
+def _dense(streams: Mapping[str, Stream]) -> bool:
+    return any(isinstance(v, MaskView) for s in streams.values() for v in s.views.values())
+
+
+@torch.no_grad()
+def classifier(method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Score]:
+    """Accuracy of the method's own classifier of images, or mean IoU of that of pixels."""
+    row = {"protocol": "classifier", "labels": "all", "train": len(train)}
+    if not _dense(method.streams):
+        right = [method.logits(b["view"]).argmax(1) == b["label"] for b in test.batches()]
+        return [{**row, "metric": "accuracy", "score": torch.cat(right).double().mean().item()}]
+    total: Tensor | int = 0
+    for batch in test.batches(masked=True):
+        size = (test.view.size, test.view.size)
+        logits = method.logits(batch["view"])
+        up = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        ignore = method.config.ignore
+        total = total + confusion(batch["mask"], up.argmax(1), logits.shape[1], ignore)
+    return [{**row, "metric": "mIoU", "score": miou(total)}]  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -159,7 +195,7 @@ def geometry(
 
     It is the encoder's features that are measured, not the projections that a loss may see.
     """
-    view = next(iter(next(iter(recipe.streams.values())).images.values()))
+    view = next(iter(recipe.streams.values())).first
     drawn, seed = replace(test, view=view), recipe.trainer.seed
     x, y = (_features(encoder, drawn.batches(seed=seed, epoch=epoch)) for epoch in (0, 1))
     scores = {"alignment": alignment(x, y), "uniformity": (uniformity(x) + uniformity(y)) / 2}

@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
 
 def last_map(encoder: nn.Module, x: Tensor) -> Tensor:
-    """The last of an encoder's maps of images (N, 3, H, W): (N, C, h, w) float32.
+    """The last of an encoder's maps of images (N, 3, H, W): (N, C, h, w).
 
     Raises:
         RayclError: the encoder has no maps.
@@ -40,7 +40,8 @@ def last_map(encoder: nn.Module, x: Tensor) -> Tensor:
             f"localization need; give it a method `maps` as raycl's Encoder has, or leave them out "
             f"of evaluation.protocols"
         )
-    return list(maps(x).values())[-1].float()
+    last: Tensor = list(maps(x).values())[-1]
+    return last
 
 
 def extract(encoder: nn.Module, layers: Sequence[str]) -> nn.Module:
