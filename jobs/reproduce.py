@@ -3,9 +3,10 @@
     python jobs/reproduce.py STUDY data.train=DATA/train data.test=DATA/test [--seeds 3] [--out DIR]
 
 A study is `raycl/recipes/METHOD/study.yml` by the name of its method, or a file: arms, each a
-recipe and what is changed in it. Runs lie in OUT/ARM-SEED; those that have ended are not repeated,
-so that the same command goes on after an interruption. Accuracies are of the newest checkpoint on
-`data.test`; seconds are those of the slowest epoch left out, on this machine.
+recipe and what is changed in it, and what is changed when they are scored. Runs lie in
+OUT/ARM-SEED; those that have ended are not repeated, so that the same command goes on after an
+interruption. Scores are of the newest checkpoint on `data.test`, by the protocols of the recipe;
+seconds are the median of the epochs on this machine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.table import Table
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.report.machine import write_figures
+from raycl.report.scores import PLAIN, heading
 from raycl.train.evaluation import evaluate
 from raycl.train.trainer import pretrain
 
@@ -42,16 +44,16 @@ def study(name: str) -> dict[str, Any]:
     return content
 
 
-def figures_of(run: Path, untrained: bool) -> dict[str, float]:
-    """Accuracies of a run in percent, its RankMe, and seconds an epoch."""
+def figures_of(run: Path, scoring: list[str], untrained: bool) -> dict[str, float]:
+    """Scores of a run, shares in percent; its RankMe, and seconds an epoch."""
     done = run / "evaluation.json"
     if not done.exists():
-        evaluate(run, ["evaluation.protocols=[knn, linear]"], baselines=untrained)
+        evaluate(run, scoring, baselines=untrained)
     found = {}
-    rows = json.loads(done.read_text())["rows"]
-    for row in (row for row in rows if row["metric"] == "accuracy"):
+    for row in json.loads(done.read_text())["rows"]:
         which = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
-        found[f"{which}{row['protocol']}"] = 100 * row["score"]
+        name = f"{which}{heading(row['protocol'], row['metric'])}"
+        found[name] = row["score"] * (1 if row["metric"] in PLAIN else 100)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ranks = [line["rank_me"] for line in lines if "rank_me" in line]
     ends = {int(line["epoch"]): line["time"] for line in lines}
@@ -90,6 +92,7 @@ def main() -> int:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="raycl-study-"))
     print(f"runs: {out}", flush=True)
     arms: dict[str, Figures] = {}
+    scoring = content.get("evaluate", [])
     for arm, settings in content["arms"].items():
         if arguments.arms and arm not in arguments.arms:
             continue
@@ -99,7 +102,7 @@ def main() -> int:
             run = out / f"{arm.replace(' ', '-')}-{seed}"
             if not (run / "encoder.safetensors").exists():
                 pretrain(recipe, run)
-            for name, value in figures_of(run, settings.get("untrained", False)).items():
+            for name, value in figures_of(run, scoring, settings.get("untrained", False)).items():
                 arms.setdefault(arm, {}).setdefault(name, []).append(value)
             print(
                 f"{arm}, seed {seed}: {json.dumps({k: v[-1] for k, v in arms[arm].items()})}",

@@ -74,7 +74,7 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     SimSiam's distance (Chen and He 2021, equation 1); BYOL's is 2 more than twice it.
     """
     with torch.autocast(p.device.type, enabled=False):
-        return -(unit(p) * unit(z.detach())).sum(1).mean()
+        return -F.cosine_similarity(_precise(p), _precise(z.detach())).mean()
 
 
 def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float) -> Tensor:

@@ -179,3 +179,34 @@ def test_a_run_is_like_itself(run: Path, data: Path) -> None:
     assert compare(run, run) == pytest.approx(1, abs=1e-6)
     finer = compare(run, run, ["method.encoder.output_stride=8", *places(data, "objects")])
     assert 0 < finer < 0.999
+
+
+def test_a_classifier_of_pixels_is_fine_tuned_and_scored(data: Path, tmp_path: Path) -> None:
+    changes = [
+        *places(data, "masks"), "views.size=64", "optimizer.lr=0.1",
+        "evaluation={size: 64, protocols: [classifier]}",
+        "method.classes=2", "method.ignore=255", "method.hidden=16", "method.encoder.width=8",
+        "trainer={batch: 8, stop: {epochs: 12}, device: cpu}",
+    ]  # fmt: skip
+    run = pretrain(load("fcn/camvid-small", changes), tmp_path / "run")
+    (row,) = evaluate(run)["rows"]
+    assert (row["protocol"], row["metric"]) == ("classifier", "mIoU")
+    assert row["score"] > 0.8
+
+
+def test_a_classifier_of_images_is_fine_tuned_and_scored(data: Path, tmp_path: Path) -> None:
+    changes = [
+        *places(data, "objects"), "views.size=32", "evaluation={size: 32, protocols: [classifier]}",
+        "method.classes=3", "method.encoder.width=8", "data.limit=null",
+        "optimizer.lr=0.01", "optimizer.warmup_epochs=0",
+        "trainer={batch: 12, lanes: 1, workers: 1, stop: {epochs: 10}, device: cpu}",
+    ]  # fmt: skip
+    run = pretrain(load("supervised/cifar10-small", changes), tmp_path / "run")
+    (row,) = evaluate(run)["rows"]
+    assert (row["metric"], row["test"]) == ("accuracy", 12)
+    assert row["score"] > 0.9
+
+
+def test_a_method_without_a_classifier_is_not_asked_for_one(run: Path) -> None:
+    with pytest.raises(RayclError, match=r"'classifier' scores .* SimCLR has none"):
+        evaluate(run, ["evaluation.protocols=[classifier]"])
