@@ -59,6 +59,7 @@ def small(name: str) -> Recipe:
     return Recipe.model_validate(
         {
             "method": {"name": name, "encoder": encoder, **SMALL[name]},
+            "views": {"size": 16},  # of those that a method draws itself
             "optimizer": rates,
             "trainer": {"lanes": LANES, "batch": ROWS, "log_every": 1, "stop": stop},
         }
