@@ -38,8 +38,8 @@ from raycl.data.order import Order
 from raycl.data.plan import Plan, Source
 from raycl.data.shards import Shards
 from raycl.nn.losses import nt_xent
-from raycl.recipe import Checkpoint
 from raycl.report.machine import write_figures
+from raycl.sections import Checkpoint
 from raycl.train import checkpoint
 from raycl.train.gradients import GradientAverager
 

@@ -44,16 +44,17 @@ def study(name: str) -> dict[str, Any]:
     return content
 
 
-def figures_of(run: Path, scoring: list[str], untrained: bool) -> dict[str, float]:
+def figures_of(run: Path, scorings: dict[str, list[str]], untrained: bool) -> dict[str, float]:
     """Scores of a run, shares in percent; its RankMe, and seconds an epoch."""
-    done = run / "evaluation.json"
-    if not done.exists():
-        evaluate(run, scoring, baselines=untrained)
     found = {}
-    for row in json.loads(done.read_text())["rows"]:
-        which = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
-        name = f"{which}{heading(row['protocol'], row['metric'])}"
-        found[name] = row["score"] * (1 if row["metric"] in PLAIN else 100)
+    for name, changes in scorings.items():
+        done = run / f"{name}.json"
+        if not done.exists():
+            evaluate(run, changes, baselines=untrained, name=name)
+        for row in json.loads(done.read_text())["rows"]:
+            who = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
+            metric = heading(row["protocol"], row["metric"])
+            found[f"{who}{metric}"] = row["score"] * (1 if row["metric"] in PLAIN else 100)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ranks = [line["rank_me"] for line in lines if "rank_me" in line]
     ends = {int(line["epoch"]): line["time"] for line in lines}
@@ -86,13 +87,18 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, help="where the runs lie, and are found again")
+    parser.add_argument(
+        "--also", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
+        help="score the runs once more, by other protocols or on other data, as RUN/NAME.json",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write figures, versions, machine and commit")
     arguments = parser.parse_intermixed_args()
     content = study(arguments.study)
     out = arguments.out or Path(tempfile.mkdtemp(prefix="raycl-study-"))
     print(f"runs: {out}", flush=True)
     arms: dict[str, Figures] = {}
-    scoring = content.get("evaluate", [])
+    scorings = {"evaluation": content.get("evaluate", [])}
+    scorings |= {name: changes for name, *changes in arguments.also}
     for arm, settings in content["arms"].items():
         if arguments.arms and arm not in arguments.arms:
             continue
@@ -102,7 +108,7 @@ def main() -> int:
             run = out / f"{arm.replace(' ', '-')}-{seed}"
             if not (run / "encoder.safetensors").exists():
                 pretrain(recipe, run)
-            for name, value in figures_of(run, scoring, settings.get("untrained", False)).items():
+            for name, value in figures_of(run, scorings, settings.get("untrained", False)).items():
                 arms.setdefault(arm, {}).setdefault(name, []).append(value)
             print(
                 f"{arm}, seed {seed}: {json.dumps({k: v[-1] for k, v in arms[arm].items()})}",

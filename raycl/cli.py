@@ -237,6 +237,9 @@ def evaluate(
     best: Annotated[
         bool, typer.Option("--best", help="The best checkpoint, not the newest.")
     ] = False,
+    name: Annotated[
+        str, typer.Option(help="Of the file in RUN: other data need not replace what is there.")
+    ] = "evaluation",
     against: Annotated[
         Path | None, typer.Option(help="A run whose features are compared instead, by linear CKA.")
     ] = None,
@@ -252,7 +255,7 @@ def evaluate(
         return
     changes = [f"evaluation.protocols=[{','.join(protocol)}]"] if protocol else []
     settings = [*(overrides or []), *changes]
-    result = score(run, settings, baselines=baselines, best=best, listen=_say)
+    result = score(run, settings, baselines=baselines, best=best, name=name, listen=_say)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

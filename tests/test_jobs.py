@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT, Cluster
 
@@ -41,6 +42,42 @@ def test_pretrain_and_evaluate_as_jobs(cluster: Cluster, tiny: list[str], tmp_pa
 def test_a_job_with_a_mistake_fails_with_its_message(cluster: Cluster) -> None:
     with pytest.raises(AssertionError, match=r"method\.temperature: 0 was given"):
         submit(cluster, "jobs/pretrain.py", "simclr/digits", "method.temperature=0")
+
+
+def test_a_study_is_run_once_and_told_in_a_table(
+    digits: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Two arms and two seeds; a second call finds the runs, and scores them by another protocol."""
+    study, out, figures = tmp_path / "study.yml", tmp_path / "out", tmp_path / "figures.json"
+    arms = {
+        "warm": {"recipe": "simclr/digits", "set": ["method.temperature=0.5"]},
+        "cold": {"recipe": "simclr/digits", "untrained": True},
+    }
+    evaluate = ["evaluation.protocols=[knn]"]
+    study.write_text(yaml.safe_dump({"arms": arms, "evaluate": evaluate}))
+    changes = [*tiny, "trainer={workers: 1, lanes: 1, batch: 64, stop: {epochs: 1}}"]
+    changes += ["evaluation.every_epochs=0", "evaluation.few=[]", "data.limit=128"]
+    command = [sys.executable, "jobs/reproduce.py", str(study), *changes, "--seeds", "2"]
+    command += ["--out", str(out), "--json", str(figures)]
+
+    def call(*more: str) -> str:
+        done = subprocess.run(
+            [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "warm" in call() and sorted(p.name for p in out.iterdir()) == [
+        "cold-0", "cold-1", "warm-0", "warm-1",
+    ]  # fmt: skip
+    written = (out / "warm-0" / "encoder.safetensors").stat().st_mtime_ns
+    call("--also", "other", "evaluation.protocols=[geometry]")
+    assert (out / "warm-0" / "encoder.safetensors").stat().st_mtime_ns == written
+    found = json.loads(figures.read_text())["figures"]["arms"]
+    assert len(found["warm"]["kNN"]) == len(found["cold"]["geometry: uniformity"]) == 2
+    assert "untrained encoder: kNN" in found["cold"] and found["cold"]["kNN"][0] > 10
+    (row,) = json.loads((out / "warm-0" / "evaluation.json").read_text())["rows"]
+    assert 100 * row["score"] == found["warm"]["kNN"][0]
 
 
 @pytest.mark.parametrize("token", ["", "wrong" * 8])

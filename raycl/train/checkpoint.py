@@ -36,7 +36,7 @@ from raycl.data.folder import Folder
 from raycl.errors import RayclError
 
 if TYPE_CHECKING:
-    from raycl.recipe import Checkpoint
+    from raycl.sections import Checkpoint
 
 TRIES = 4  # checkpoints that fail one after the other before the run ends
 PEERS = 300.0  # seconds that rank 0 waits for the parts of the others

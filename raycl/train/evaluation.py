@@ -60,9 +60,12 @@ def evaluate(
     *,
     baselines: bool = False,
     best: bool = False,
+    name: str = "evaluation",
     listen: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Scores the newest checkpoint; writes RUN/evaluation.json and RUN/embedding.npz.
+
+    Under another `name`, of other data or protocols, it writes RUN/NAME.json alone.
 
     Args:
         overrides: fields of the run's recipe to change, such as another `data.test`.
@@ -91,8 +94,8 @@ def evaluate(
     rows: list[Row] = []
     if baselines and "localization" in recipe.evaluation.protocols:
         rows += scores.centre(test)
-    for name, make in encoders.items():
-        listen(f"scoring {name}")
+    for representation, make in encoders.items():
+        listen(f"scoring {representation}")
         encoder = make().to(device).eval()
         features = test.embed(encoder)[1]
         found = _of_images(recipe, encoder, train, test, features)
@@ -102,14 +105,16 @@ def evaluate(
                 found += [{"protocol": protocol, **score} for score in scored]
         if method.encoder is encoder and "classifier" in recipe.evaluation.protocols:
             found += scores.classifier(method, train, test)
-        rows += [{"representation": name, "test": len(test), **score} for score in found]
+        shared = {"representation": representation, "test": len(test)}
+        rows += [{**shared, **score} for score in found]
     result = {
         "seed": recipe.trainer.seed,
         "step": int(saved.name.removeprefix("step-")),
         "rows": rows,
     }
-    _write_json(run / "evaluation.json", result)
-    _write_map(run, features, test)
+    _write_json(run / f"{name}.json", result)
+    if name == "evaluation":
+        _write_map(run, features, test)
     return result
 
 

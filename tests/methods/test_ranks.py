@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycl.methods.base import Batch, Method
+from raycl.methods.base import Batch, DataInfo, Method
 from raycl.nn import collectives
 from raycl.recipe import Recipe
 from raycl.train.loop import Loop, Place
@@ -68,7 +68,7 @@ def small(name: str) -> Recipe:
 
 def made(name: str) -> Method:
     torch.manual_seed(0)
-    return small(name).build().double()
+    return small(name).build(DataInfo(9)).double()
 
 
 def trained(name: str) -> dict[str, Tensor]:

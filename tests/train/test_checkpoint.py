@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from raycl.data import storage
 from raycl.data.folder import Folder
 from raycl.errors import RayclError
-from raycl.recipe import Checkpoint
+from raycl.sections import Checkpoint
 from raycl.train import checkpoint
 from raycl.train.checkpoint import TRIES, Writer
 from raycl.train.mirror import Mirror

@@ -47,10 +47,13 @@ def test_all_rows_are_scored_and_written(run: Path) -> None:
 
 
 def test_the_published_sgd_probe(run: Path) -> None:
-    result = evaluate(
-        run, ["evaluation.protocols=[linear-sgd]", "evaluation.few=[]", "evaluation.batch=64"]
-    )
+    changes = ["evaluation.protocols=[linear-sgd]", "evaluation.few=[]", "evaluation.batch=64"]
+    first = run / "evaluation.json"
+    before = first.read_text() if first.exists() else None
+    result = evaluate(run, changes, name="sgd")
     (row,) = result["rows"]
+    assert json.loads((run / "sgd.json").read_text()) == result
+    assert (first.read_text() if first.exists() else None) == before
     assert row["protocol"] == "linear-sgd" and row["score"] > 0.3
 
 

@@ -18,7 +18,8 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from safetensors.torch import load_file
 
 from raycl.errors import RayclError
-from raycl.recipe import Checkpoint, RecipeError, load
+from raycl.recipe import RecipeError, load
+from raycl.sections import Checkpoint
 from raycl.train import checkpoint
 from raycl.train.backend import interface_of
 from raycl.train.group import TRIES, Elastic, Restart
