@@ -37,7 +37,7 @@ def test_the_version(monkeypatch: Patch, capsys: Captured) -> None:
 
 def test_the_choices_are_those_of_the_recipe_and_the_importers() -> None:
     assert [protocol.value for protocol in cli.Protocol] == list(get_args(recipe.Protocol))
-    assert [importer.value for importer in cli.Importer] == list(sink.KINDS)
+    assert [importer.value for importer in cli.data.Importer] == list(sink.KINDS)
 
 
 @pytest.mark.parametrize(
