@@ -31,6 +31,7 @@ from raycl.errors import RayclError
 BUNDLE_BYTES = 16 << 20
 BUNDLE_STEPS = 16
 BUNDLES_AHEAD = 2
+OWN = ("epoch", "lane", "step", "id", "substituted")  # columns of a bundle, and of a batch
 
 Columns: TypeAlias = dict[str, Any]  # (N,) or (N, k) arrays, and lists of N buffers
 
@@ -207,11 +208,20 @@ def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
                 f"{section}: {shards.place} has no field {field!r}, which the views "
                 f"read; it has: {', '.join(shards.fields)}"
             )
+        if field in OWN:
+            raise RayclError(
+                f"{section}: the views read the field {field!r} of {shards.place}, and a batch has "
+                f"{', '.join(OWN)} of its own; write that field under another name"
+            )
 
 
 def travelling(shards: Shards, needed: Sequence[str]) -> tuple[str, ...]:
-    """Fields that travel: those that views read, and every number (labels, indices)."""
-    numbers = [n for n, f in shards.fields.items() if isinstance(f, IntField | FloatField)]
+    """Fields that travel: those that views read, and every number (labels, indices).
+
+    A number by the name of one of a batch's own columns stays behind.
+    """
+    fields = {name: field for name, field in shards.fields.items() if name not in OWN}
+    numbers = [n for n, f in fields.items() if isinstance(f, IntField | FloatField)]
     return tuple(dict.fromkeys([*needed, *numbers]))
 
 

@@ -10,8 +10,17 @@ import pytest
 
 from raycl.beton import IntField, RGBImageField, Writer
 from raycl.data.order import PADDING, Order
-from raycl.data.plan import Plan, Source, from_table, local_bundles, to_table
+from raycl.data.plan import (
+    Plan,
+    Source,
+    check_fields,
+    from_table,
+    local_bundles,
+    to_table,
+    travelling,
+)
 from raycl.data.shards import Shards
+from raycl.errors import RayclError
 
 
 def dataset(folder: Path, samples: int = 50, shards: int = 3) -> Shards:
@@ -100,3 +109,19 @@ def test_a_bundle_travels_as_a_table_and_back(tmp_path: Path) -> None:
                 assert (back[name].reshape(values.shape) == values).all()
     (part,) = {bytes(v) for v in from_table(table[5:6])["image"]}
     assert part == bytes(columns["image"][5])
+
+
+def test_a_number_by_the_name_of_a_column_of_a_batch_stays_behind(tmp_path: Path) -> None:
+    fields = {"image": RGBImageField("raw"), "id": IntField(), "step": RGBImageField("raw")}
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with Writer(tmp_path / "a.beton", fields, page_size=2 << 20) as writer:
+        for i in range(8):
+            writer.write({"image": pixels, "id": 100 + i, "step": pixels})
+    shards = Shards(tmp_path)
+    assert travelling(shards, ["image"]) == ("image",)
+    source = Source(shards, Order(8, 1, 4, 1), travelling(shards, ["image"]))
+    bundle = next(iter(local_bundles(Plan({"images": source}), [0], 0, 0)))
+    assert set(bundle["id"]) - {PADDING} == set(range(8))
+    check_fields(shards, ["image"], "data.train")
+    with pytest.raises(RayclError, match=r"data\.train: .* 'step' .* under another name"):
+        check_fields(shards, ["image", "step"], "data.train")
