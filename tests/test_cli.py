@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 import raycl
-from raycl import cli, recipe
+from raycl import cli, sections
 from raycl.beton import JSONField, Writer
 from raycl.cli import main
 from raycl.data import sink
@@ -36,7 +36,7 @@ def test_the_version(monkeypatch: Patch, capsys: Captured) -> None:
 
 
 def test_the_choices_are_those_of_the_recipe_and_the_importers() -> None:
-    assert [protocol.value for protocol in cli.Protocol] == list(get_args(recipe.Protocol))
+    assert [protocol.value for protocol in cli.Protocol] == list(get_args(sections.Protocol))
     assert [importer.value for importer in cli.data.Importer] == list(sink.KINDS)
 
 

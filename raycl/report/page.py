@@ -142,7 +142,7 @@ def _page(run: Path) -> str:
     metrics, recipe, evaluation = _read(_metrics, run), _read(_recipe, run), _read(_evaluation, run)
     title, header = _header(run, metrics, recipe, evaluation)
     sections = (
-        ("Accuracy", lambda: _table(_given(evaluation))),
+        ("Scores", lambda: _table(_given(evaluation))),
         ("Training", lambda: _notes(run) + _curves(_given(metrics))),
         ("Embedding", lambda: _map(run)),
         ("Views", lambda: _views(run)),

@@ -166,7 +166,7 @@ def test_the_table_is_pivoted_and_marks_the_best_of_each_column(page: str) -> No
     ],
 )
 def test_the_header_says_what_the_run_is(page: str, fact: str) -> None:
-    assert fact in page[: page.index("Accuracy</h2>")]
+    assert fact in page[: page.index("Scores</h2>")]
 
 
 def test_every_curve_is_there_with_its_last_value(page: str) -> None:
