@@ -61,9 +61,8 @@ def figures_of(run: Path, scorings: dict[str, list[str]], untrained: bool) -> di
     epochs = sorted(
         b - a for a, b in zip(list(ends.values()), list(ends.values())[1:], strict=False)
     )
-    found["RankMe"] = ranks[-1] if ranks else float("nan")
-    found["s/epoch"] = statistics.median(epochs) if epochs else float("nan")
-    return found
+    found |= {"RankMe": ranks[-1]} if ranks else {}
+    return found | ({"s/epoch": statistics.median(epochs)} if epochs else {})
 
 
 def show(arms: dict[str, Figures]) -> None:
