@@ -32,7 +32,7 @@ types: .venv/.packages
 	$(BIN)/mypy
 
 pytest: .venv/.packages
-	$(BIN)/python -m pytest --ignore=tests/cluster
+	$(BIN)/python -m pytest --ignore=tests/cluster --durations=25
 
 # Needs root and iproute2: hosts are network namespaces. Takes some minutes.
 hosts: .venv/.packages

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raycl.errors import RayclError
 from raycl.methods.base import (
     Batch,
     DataInfo,
@@ -74,6 +75,8 @@ class FCN(Method):
 
     def objective(self, embeddings: dict[str, Tensor], step: Step) -> Output:
         truth = embeddings["mask"].detach().long()
+        if step.epoch == 0:  # it waits for the device, and an epoch shows every mask
+            self._check(truth)
         main, extra = (
             pixelwise(embeddings[name], truth, self.config.ignore) for name in ("main", "before")
         )
@@ -81,6 +84,16 @@ class FCN(Method):
         right = (guess == truth).sum() / (truth != self.config.ignore).sum().clamp(min=1)
         metrics = {"loss.main": main.detach(), "pixel_accuracy": right}
         return Output(main + self.config.auxiliary_weight * extra, metrics)
+
+    def _check(self, truth: Tensor) -> None:
+        classes, ignore = self.config.classes, self.config.ignore
+        highest = int(truth.masked_fill(truth == ignore, 0).max())
+        if highest >= classes:
+            raise RayclError(
+                f"data.train: a mask holds the label {highest}, and method.classes={classes} are 0 "
+                f"to {classes - 1}; give more classes, or method.ignore={highest} if it marks "
+                f"pixels without one"
+            )
 
 
 def conv(channels: int, to: int) -> list[nn.Module]:

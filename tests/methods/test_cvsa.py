@@ -15,6 +15,7 @@ from raycl.methods.cvsa import align, shown
 from raycl.recipe import load
 
 ROWS, SIDE, VIEW = 6, 48, 32
+SMALL = {"encoder": {"depth": 18, "width": 8}, "head": {"hidden": 16, "dim": 8}}
 
 
 def batch() -> Batch:
@@ -29,7 +30,7 @@ def batch() -> Batch:
 
 
 def made(**settings: Any) -> CVSA:
-    config = CVSA.Config.model_validate({"encoder": {"depth": 18, "width": 8}, **settings})
+    config = CVSA.Config.model_validate({**SMALL, **settings})
     stream = CVSA.views(config)["images"]
     plain = {"size": VIEW, "color": None, "gray": 0.0, "blur": None, "solarize": None}
     plain |= {"mean": None, "std": None}
@@ -105,7 +106,7 @@ def test_alignment_is_the_cross_entropy_of_attention_with_the_mask() -> None:
         cells = m.view(3, 2, 4, 2).mean((1, 3)).flatten()
         return cells / cells.sum()
 
-    query = target[0].flatten(1) @ pooled(other[0])
+    query = target[0].detach().flatten(1) @ pooled(other[0])
     cosines = [
         float(torch.dot(cell, query) / cell.norm() / query.norm())
         for cell in online[0].detach().flatten(1).T
@@ -124,7 +125,7 @@ def test_alignment_is_the_cross_entropy_of_attention_with_the_mask() -> None:
 def test_without_swap_and_alignment_it_is_byol() -> None:
     method = made(swap=0.0, align_weight=0.0)
     torch.manual_seed(0)
-    plain = BYOL(BYOL.Config.model_validate({"encoder": {"depth": 18, "width": 8}})).double()
+    plain = BYOL(BYOL.Config.model_validate(SMALL)).double()
     drawn = {k: v.double() for k, v in method.draw(batch(), Step(0, 0, 10)).items()}
     step = Step(5, 0, 10)
     ours = method.objective(method.embed(drawn), step).loss
