@@ -201,12 +201,13 @@ def from_table(table: pa.Table) -> Columns:
 
 
 def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
-    """Refuses a data set that lacks a field that a view reads."""
+    """Refuses a data set that lacks a field that is read."""
     for field in needed:
         if field not in shards.fields:
+            made = "; `raycl data saliency` makes masks of images" if field == "mask" else ""
             raise RayclError(
-                f"{section}: {shards.place} has no field {field!r}, which the views "
-                f"read; it has: {', '.join(shards.fields)}"
+                f"{section}: {shards.place} has no field {field!r}, which is read; it has: "
+                f"{', '.join(shards.fields)}{made}"
             )
         if field in OWN:
             raise RayclError(
