@@ -24,7 +24,7 @@ class Encoder(nn.Module):
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) -> intermediate maps (N, C, h, w) by name, from first to last."""
-        raise NotImplementedError(f"{type(self).__name__} has no maps")
+        raise TypeError(f"{type(self).__name__} does not define maps()")
 
 
 def last_map(encoder: nn.Module, x: Tensor) -> Tensor:

@@ -70,4 +70,4 @@ class Writer(Observer):
             self.write(event, event.step.index)
 
     def write(self, event: Event, step: int) -> None:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define write()")

@@ -38,5 +38,5 @@ def test_unknown_layer() -> None:
 
 
 def test_an_encoder_need_not_have_maps() -> None:
-    with pytest.raises(NotImplementedError, match="Encoder has no maps"):
+    with pytest.raises(TypeError, match=r"Encoder does not define maps\(\)"):
         Encoder().maps(torch.zeros(1))
