@@ -4,7 +4,7 @@
 
 Sides, in turns, each a process of its own that starts its own local Ray where it needs one: a bare
 TorchTrainer of two workers whose function imports torch and ends (the clock stops in it), `raycl
-pretrain` with two workers, fed by Ray Data or by themselves, and with one (the clock stops when the
+pretrain` with two workers, which read for themselves or are fed by Ray Data, and with one (the clock stops when the
 first step is logged).
 """
 
@@ -88,8 +88,8 @@ def main() -> None:
             sides: dict[str, Callable[[Path], float]] = {
                 "bare TorchTrainer, 2 workers": bare,
                 "raycl, 2 workers": lambda run: raycl(run, data, 2),
-                "raycl, 2 workers that read for themselves": lambda run: raycl(
-                    run, data, 2, "data.read_on=worker"
+                "raycl, 2 workers fed by Ray Data": lambda run: raycl(
+                    run, data, 2, "data.read_on=cluster"
                 ),
                 "raycl, 1 worker": lambda run: raycl(run, data, 1),
             }

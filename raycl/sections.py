@@ -59,10 +59,10 @@ class Data(Section):
     corrupt_share: float = Field(
         0.01, ge=0, le=1, description="of a lane's samples, how many may be replaced"
     )
-    read_on: Literal["cluster", "worker"] = Field(
-        "cluster",
+    read_on: Literal["cluster", "worker"] | None = Field(
+        None,
         description="cluster: in tasks of Ray Data on any node; worker: each worker reads what it "
-        "trains on",
+        "trains on; left out: worker where the run starts a Ray of its own on this machine",
     )
     decode_on: Literal["worker", "cluster", "gpu"] = Field(
         "worker",

@@ -12,8 +12,10 @@ import ray
 
 
 @contextmanager
-def connected(address: str | None, **local: Any) -> Iterator[None]:
+def connected(address: str | None, **local: Any) -> Iterator[bool]:
     """The Ray connection at hand, a cluster's, or a local Ray that ends with the block.
+
+    Yields whether it is a local Ray, which no other host can join.
 
     Args:
         address: of a cluster; None: that of the submitted job this runs in, or a local Ray.
@@ -22,7 +24,7 @@ def connected(address: str | None, **local: Any) -> Iterator[None]:
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
-        yield
+        yield False
         return
     asked = address or os.environ.get("RAY_ADDRESS")
     ray.init(
@@ -32,6 +34,6 @@ def connected(address: str | None, **local: Any) -> Iterator[None]:
         **({} if asked else local | {"include_dashboard": False}),
     )
     try:
-        yield
+        yield not asked
     finally:
         ray.shutdown()

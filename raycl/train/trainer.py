@@ -145,7 +145,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
     environment = {"env_vars": {"PYTHONPATH": path}}
-    with connected(recipe.trainer.address, runtime_env=environment):
+    with connected(recipe.trainer.address, runtime_env=environment) as local:
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
         sizes = recipe.trainer.group_sizes
@@ -162,7 +162,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         here: Any = NodeAffinitySchedulingStrategy(node, soft=False)
         board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
         fed: dict[str, Any] = {}
-        if _through_ray(recipe):
+        if _through_ray(recipe, local):
             from raycl.data.source import PlannedData, warm_dataset
 
             fed = {
@@ -179,7 +179,8 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
             place=place,
             sizes=sizes,
             board=board,
-            train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board},
+            train_loop_config={"recipe": recipe, "run": run, "plan": plan, "board": board}
+            | {"through_ray": bool(fed)},
             torch_config=NodeTorchConfig(nccl=recipe.trainer.nccl),
             scaling_config=ScalingConfig(
                 num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]),
@@ -207,9 +208,16 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
                 raise
 
 
-def _through_ray(recipe: Recipe) -> bool:
-    """Whether samples come from Ray Data's tasks, or each worker reads its own."""
-    return recipe.data.engine == "raycl" and recipe.data.read_on == "cluster"
+def _through_ray(recipe: Recipe, local: bool) -> bool:
+    """Whether samples come from Ray Data's tasks, or each worker reads its own.
+
+    On a machine by itself no other node could read for the workers, and Ray Data's processes start
+    at their cost: a group's first step came 8 to 14 s later through them (jobs/bench_start.py).
+    """
+    data = recipe.data
+    if data.engine != "raycl" or data.read_on == "worker":
+        return False
+    return not local or data.read_on == "cluster" or data.decode_on == "cluster"
 
 
 def _cluster_decoding(recipe: Recipe) -> Any:
@@ -241,7 +249,7 @@ def _worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(threads_of(context.get_local_world_size()))
     lanes = range(rank, recipe.trainer.lanes, world)
-    shard: Any = ray.train.get_dataset_shard("train") if _through_ray(recipe) else None
+    shard: Any = ray.train.get_dataset_shard("train") if config["through_ray"] else None
 
     def bundles(epoch: int, start: int) -> Iterator[Columns]:
         if shard is None:
