@@ -4,8 +4,8 @@
 
 Sides, in turns, each a process of its own that starts its own local Ray where it needs one: a bare
 TorchTrainer of two workers whose function imports torch and ends (the clock stops in it), `raycl
-pretrain` with two workers, which read for themselves or are fed by Ray Data, and with one (the clock stops when the
-first step is logged).
+pretrain` with two workers, which read for themselves or are fed by Ray Data, and with one (the
+clock stops when the first step is logged).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def study(name: str) -> dict[str, Any]:
 
 
 def figures_of(run: Path, scorings: dict[str, list[str]], untrained: bool) -> dict[str, float]:
-    """Scores of a run, shares in percent; its RankMe, and seconds an epoch."""
+    """Scores of a run, shares in percent, and seconds an epoch."""
     found = {}
     for name, changes in scorings.items():
         done = run / f"{name}.json"
@@ -56,12 +56,10 @@ def figures_of(run: Path, scorings: dict[str, list[str]], untrained: bool) -> di
             metric = heading(row["protocol"], row["metric"])
             found[f"{who}{metric}"] = row["score"] * (1 if row["metric"] in PLAIN else 100)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    ranks = [line["rank_me"] for line in lines if "rank_me" in line]
     ends = {int(line["epoch"]): line["time"] for line in lines}
     epochs = sorted(
         b - a for a, b in zip(list(ends.values()), list(ends.values())[1:], strict=False)
     )
-    found |= {"RankMe": ranks[-1]} if ranks else {}
     return found | ({"s/epoch": statistics.median(epochs)} if epochs else {})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 PROTOCOLS = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
 LOWER = ("kNN drop", "linear drop", "alignment", "uniformity")  # is better; of others, higher
-PLAIN = ("alignment", "uniformity")  # numbers; all others are shares
+PLAIN = ("alignment", "uniformity", "RankMe")  # numbers; all others are shares
 
 
 def heading(protocol: str, metric: str) -> str:

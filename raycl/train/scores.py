@@ -21,6 +21,7 @@ from raycl.evaluate.geometry import alignment, uniformity
 from raycl.evaluate.knn import knn
 from raycl.evaluate.linear import linear_probe
 from raycl.evaluate.localization import attention, check_foreground, foreground, overlap, pointed
+from raycl.evaluate.spectrum import rank_me
 from raycl.methods.base import Batch, Method, Stream
 from raycl.nn.backbones.encoder import last_map
 from raycl.recipe import Recipe
@@ -191,14 +192,16 @@ def backgrounds(
 def geometry(
     recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCorpus
 ) -> list[Score]:
-    """Alignment and uniformity of two random training views of the test images.
+    """Alignment, uniformity and RankMe of two random training views of the test images.
 
     It is the encoder's features that are measured, not the projections that a loss may see.
     """
     view = next(iter(recipe.streams.values())).first
     drawn, seed = replace(test, view=view), recipe.trainer.seed
     x, y = (_features(encoder, drawn.batches(seed=seed, epoch=epoch)) for epoch in (0, 1))
-    scores = {"alignment": alignment(x, y), "uniformity": (uniformity(x) + uniformity(y)) / 2}
+    scores = {"alignment": alignment(x, y)}
+    scores |= {"uniformity": (uniformity(x) + uniformity(y)) / 2}
+    scores |= {"RankMe": (rank_me(x) + rank_me(y)) / 2}
     return [{"labels": "no labels", "metric": k, "score": v} for k, v in scores.items()]
 
 

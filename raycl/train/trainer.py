@@ -162,7 +162,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
         here: Any = NodeAffinitySchedulingStrategy(node, soft=False)
         board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
         fed: dict[str, Any] = {}
-        if _through_ray(recipe, local):
+        if through_ray(recipe, local):
             from raycl.data.source import PlannedData, warm_dataset
 
             fed = {
@@ -208,7 +208,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
                 raise
 
 
-def _through_ray(recipe: Recipe, local: bool) -> bool:
+def through_ray(recipe: Recipe, local: bool) -> bool:
     """Whether samples come from Ray Data's tasks, or each worker reads its own.
 
     On a machine by itself no other node could read for the workers, and Ray Data's processes start

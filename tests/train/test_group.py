@@ -53,7 +53,8 @@ def kill_after(run: Path, step: int, killed: list[int]) -> None:
 def test_a_killed_worker_costs_no_step(cluster: Cluster, tiny: list[str], tmp_path: Path) -> None:
     """The group starts again by itself, and ends with the weights of the undisturbed run.
 
-    Its workers read for themselves; in other tests Ray Data reads for them.
+    Its workers read for themselves, as they do in a Ray of their own; in other tests Ray Data reads
+    for them.
     """
     (tmp_path / "log").mkdir()
     changes = [

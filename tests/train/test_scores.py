@@ -159,6 +159,7 @@ def test_geometry_needs_neither_labels_nor_masks(run: Path) -> None:
     rows = rows_of(evaluate(run, ["evaluation.protocols=[geometry]"]))
     assert 0 <= rows["trained encoder", "alignment"]["score"] <= 4
     assert -4 <= rows["trained encoder", "uniformity"]["score"] <= 0
+    assert 1 <= rows["trained encoder", "RankMe"]["score"] <= 12  # as many test images there are
 
 
 def test_chosen_test_samples_are_scored(run: Path, data: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.train import checkpoint
 from raycl.train.run import entries_of
-from raycl.train.trainer import pretrain
+from raycl.train.trainer import pretrain, through_ray
 from tests.conftest import Cluster
 from tests.data.conftest import Bucket
 from tests.data.test_loader import damage
@@ -80,6 +80,23 @@ def test_two_ray_workers_are_one_worker(cluster: Cluster, whole: Path, tiny: lis
     newest = checkpoint.require(run)
     assert json.loads(newest.read("COMPLETE"))["world_size"] == 2
     assert {"rank-0.pt", "rank-1.pt", "encoder.safetensors"} <= set(newest.names())
+
+
+@pytest.mark.parametrize(
+    ("change", "alone", "joined"),
+    [
+        ("data.read_on=null", False, True),
+        ("data.read_on=worker", False, False),
+        ("data.read_on=cluster", True, True),
+        ("data.decode_on=cluster", True, True),
+        ("data.engine=ffcv", False, False),
+    ],
+)
+def test_workers_of_a_machine_alone_read_for_themselves(
+    change: str, alone: bool, joined: bool
+) -> None:
+    recipe = load("simclr/digits", [change])
+    assert (through_ray(recipe, local=True), through_ray(recipe, local=False)) == (alone, joined)
 
 
 def test_a_ray_run_resumes_on_other_workers(cluster: Cluster, whole: Path, tiny: list[str]) -> None:
