@@ -1,4 +1,4 @@
-"""SimCLR in float64 that writes down which samples every lane has seen, step by step.
+"""SimCLR that takes its time, and one in float64 that writes down which samples it has seen.
 
 In float64 the losses of any number of ranks agree so closely, for as many steps as a soak has, that
 one batch out of place would show; in float32 they are a quarter of a percent apart after 496 steps.
@@ -15,19 +15,28 @@ from raycl.methods.base import Batch, DataInfo, Output, Step
 from raycl.methods.simclr import SimCLR
 
 
-class Watched(SimCLR):
+class Paused(SimCLR):
+    """Each process writes down, too, what it was told of NCCL."""
+
     class Config(SimCLR.Config):
         log: str
         pause: float = 0.0  # seconds that a step takes longer
-
-    def __init__(self, config: Config, data: DataInfo) -> None:
-        super().__init__(config, data)
-        self.double()
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         time.sleep(self.config.pause)
         told = Path(self.config.log) / f"{os.getpid()}.nccl"
         told.write_text(os.environ.get("NCCL_DEBUG", ""))
+        yield from super().training_step(batch, step)
+
+
+class Watched(Paused):
+    """Every process writes lines of (epoch, step, lane, sample ids)."""
+
+    def __init__(self, config: Paused.Config, data: DataInfo) -> None:
+        super().__init__(config, data)
+        self.double()
+
+    def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         rows = batch["id"].view(len(step.lanes), -1).tolist()
         with (Path(self.config.log) / f"{os.getpid()}.txt").open("a") as file:
             for lane, ids in zip(step.lanes, rows, strict=True):

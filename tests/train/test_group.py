@@ -24,7 +24,6 @@ from raycl.train import checkpoint
 from raycl.train.backend import interface_of
 from raycl.train.group import TRIES, Elastic, Restart
 from raycl.train.trainer import pretrain
-from tests.conftest import Cluster
 from tests.train.test_trainer import metrics, series
 
 
@@ -50,25 +49,29 @@ def kill_after(run: Path, step: int, killed: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_worker_costs_no_step(cluster: Cluster, tiny: list[str], tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_step(
+    by_two: tuple[Path, list[dict[str, Any]]], tiny: list[str], tmp_path: Path
+) -> None:
     """The group starts again by itself, and ends with the weights of the undisturbed run.
 
-    Its workers read for themselves, as they do in a Ray of their own; in other tests Ray Data reads
-    for them.
+    Its workers read for themselves, as they do in a Ray of their own, and still train on what Ray
+    Data brought to those of the other run.
     """
     (tmp_path / "log").mkdir()
     changes = [
-        *tiny, "trainer.workers=2", "trainer.stop.epochs=8", "evaluation.every_epochs=0",
-        "trainer.nccl={NCCL_DEBUG: WARN}", "data.read_on=worker",
-        "method.name=tests.cluster.watched:Watched", f"method.log={tmp_path / 'log'}",
+        *tiny, "trainer.workers=2", "trainer.nccl={NCCL_DEBUG: WARN}", "data.read_on=worker",
+        "method.name=tests.cluster.watched:Paused", "method.pause=0.5",
+        f"method.log={tmp_path / 'log'}",
     ]  # fmt: skip
-    whole = pretrain(load("simclr/digits", changes), tmp_path / "whole")
+    whole, _ = by_two
     run, killed = tmp_path / "run", []  # type: tuple[Path, list[int]]
-    thread = threading.Thread(target=kill_after, args=(run, 10, killed))
+    thread = threading.Thread(target=kill_after, args=(run, 6, killed))
     thread.start()
-    pretrain(load("simclr/digits", changes), run)
+    heard: list[dict[str, Any]] = []
+    pretrain(load("simclr/digits", changes), run, heard.append)
     thread.join()
     assert killed
+    assert [line["step"] for line in heard].count(6) >= 2, "it was not killed in time"
     assert {path.read_text() for path in (tmp_path / "log").glob("*.nccl")} == {"WARN"}
     assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
     assert series(run, "loss") == series(whole, "loss")

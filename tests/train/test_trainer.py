@@ -39,13 +39,6 @@ def series(run: Path, name: str) -> list[float]:
     return [line[name] for line in metrics(run) if name in line]
 
 
-@pytest.fixture(scope="module")
-def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one worker in this process."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    return pretrain(load("simclr/digits", [*tiny, "trainer.workers=1"]), run)
-
-
 def test_a_run_holds_what_it_should(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert {"recipe.yaml", "run.json", "metrics.jsonl", "checkpoints", "tensorboard"} <= names
@@ -66,11 +59,9 @@ def test_tensorboard_has_scalars_and_pictures(whole: Path) -> None:
     assert events.Tags()["images"] == ["views"]
 
 
-def test_two_ray_workers_are_one_worker(cluster: Cluster, whole: Path, tiny: list[str]) -> None:
+def test_two_ray_workers_are_one_worker(whole: Path, by_two: tuple[Path, Lines]) -> None:
     """Same recipe and seed: the same losses, learning curve and weights on any number of ranks."""
-    heard: Lines = []
-    run = whole.parent / "ray"
-    pretrain(load("simclr/digits", [*tiny, "trainer.workers=2"]), run, heard.append)
+    run, heard = by_two
     assert series(run, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
     assert series(run, "knn") == pytest.approx(series(whole, "knn"), abs=0.03)
     one, two = (load_file(r / "encoder.safetensors") for r in (whole, run))
