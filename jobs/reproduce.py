@@ -92,6 +92,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write figures, versions, machine and commit")
     arguments = parser.parse_intermixed_args()
     content = study(arguments.study)
+    unknown = [arm for arm in arguments.arms or () if arm not in content["arms"]]
+    if unknown:
+        raise RayclError(
+            f"--arms: {unknown[0]!r} is no arm of {arguments.study}; it has: "
+            f"{', '.join(content['arms'])} (key=value stands before the options)"
+        )
     out = arguments.out or Path(tempfile.mkdtemp(prefix="raycl-study-"))
     print(f"runs: {out}", flush=True)
     arms: dict[str, Figures] = {}

@@ -65,6 +65,10 @@ def test_a_study_is_run_once_and_told_in_a_table(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    mistaken = subprocess.run(
+        [*command, "--arms", "cold"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert mistaken.returncode == 1 and "--arms: 'cold' is no arm of" in mistaken.stderr
     assert "warm" in call()
     assert sorted(path.name for path in out.iterdir()) == ["warm-0", "warm-1"]
     assert "temperature: 0.5" in (out / "warm-1" / "recipe.yaml").read_text()
