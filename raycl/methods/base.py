@@ -154,11 +154,23 @@ class Stream(Settings):
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know of its data before it is built; `streams` are the recipe's."""
+    """What a method may know of its data before it is built.
+
+    Attributes:
+        samples: of the training set.
+        classes: their names.
+        streams: the recipe's.
+        arrays: shapes of the fields of the training set that hold arrays.
+        class_embeddings: (C, A), where the recipe has them (`data.classes`).
+        seen: the classes that occur in the training set, ascending, where there are embeddings.
+    """
 
     samples: int
     classes: list[str] | None = None
     streams: Mapping[str, Stream] | None = None
+    arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    class_embeddings: Tensor | None = None
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True)
