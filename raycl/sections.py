@@ -243,6 +243,7 @@ Protocol = Literal[
     "linear",
     "linear-sgd",
     "classifier",
+    "detection",
     "dense",
     "localization",
     "backgrounds",

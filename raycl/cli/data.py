@@ -29,6 +29,7 @@ class Importer(StrEnum):
     parquet = "parquet"
     video = "video"
     segmentation = "segmentation"
+    detection = "detection"
 
 
 class WriteMode(StrEnum):

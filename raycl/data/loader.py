@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raycl.data.decode import Cutting, Decoder, decoding_threads, finish_together
 from raycl.data.host import IN_FLIGHT, QUEUE, Batch, Host, Slot, Waits, move, render, slots_of
-from raycl.data.plan import Columns, Plan, part, read_samples
+from raycl.data.plan import Columns, Plan, part, read_samples, travelling
 from raycl.data.shards import Shards
 from raycl.data.streams import Stream, Views, numbers_of, streams_of, stripped
 from raycl.errors import RayclError
@@ -212,10 +212,9 @@ def _put(host: Host, group: Sequence[Drawing]) -> None:
     by_lane = zip(*(drawing.cutting for drawing in group), strict=True)
     for drawing, drawn in zip(group, zip(*map(finish_together, by_lane), strict=True), strict=True):
         prefix = drawing.stream.prefix
-        for name in ("id", *drawing.stream.numbers):
-            host.batch[prefix + name] = _joined(
-                [lane[name][d.rows] for lane, d in zip(drawing.lanes, drawn, strict=True)]
-            )
+        for name, shape in {"id": (), **drawing.stream.numbers}.items():
+            rows = [lane[name][d.rows] for lane, d in zip(drawing.lanes, drawn, strict=True)]
+            host.batch[prefix + name] = _joined(rows).reshape(-1, *shape)
         for name, values in drawing.pixels.items():
             plan = {
                 key: _joined([d.plans[name][key] for d in drawn]) for key in drawn[0].plans[name]
@@ -250,7 +249,7 @@ def walk(
     The batch holds the view under "view" and every number of the data set, `label` among them; if
     it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8.
     """
-    numbers = numbers_of(shards, shards.fields)
+    numbers = numbers_of(shards, travelling(shards, ()))
     views: dict[str, View] = {"view": view}
     if masked:
         views["mask"] = MaskView(follows="view", size=view.size)

@@ -105,6 +105,8 @@ def evaluate(
                 found += [{"protocol": protocol, **score} for score in scored]
         if method.encoder is encoder and "classifier" in recipe.evaluation.protocols:
             found += scores.classifier(method, train, test)
+        if method.encoder is encoder and "detection" in recipe.evaluation.protocols:
+            found += scores.detection(method, train, test)
         shared = {"representation": representation, "test": len(test)}
         rows += [{**shared, **score} for score in found]
     result = {
@@ -168,6 +170,8 @@ def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
     for protocol in recipe.evaluation.protocols:
         if protocol == "classifier":
             scores.check_classifier(recipe, test)
+        if protocol == "detection":
+            scores.check_detection(recipe, test)
         if protocol in (*OF_IMAGES, "backgrounds"):
             require("label", protocol, train=train, test=test)
             check_pair(torch.zeros(len(train), 1), train.labels(), "training")

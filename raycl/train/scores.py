@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from raycl.errors import RayclError
 from raycl.evaluate.backgrounds import partners, replace_backgrounds
 from raycl.evaluate.dense import confusion, dense_probe, histograms, ious, miou, segment
+from raycl.evaluate.detection import (
+    average_precision,
+    coco_tools,
+    found_objects,
+    true_objects,
+)
 from raycl.evaluate.geometry import alignment, uniformity
 from raycl.evaluate.knn import knn
 from raycl.evaluate.linear import linear_probe
@@ -27,6 +33,7 @@ from raycl.nn.backbones.encoder import last_map
 from raycl.recipe import Recipe
 from raycl.train.corpus import ShardCorpus
 from raycl.train.worker import require
+from raycl.views.boxes import out_of_view
 from raycl.views.image import MaskView
 
 CELLS = 1 << 17  # of the training images, for a dense probe: 1 GiB of 2,048 features
@@ -105,6 +112,54 @@ def classifier(method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Sc
         ignore = method.config.ignore
         total = total + confusion(batch["mask"], up.argmax(1), logits.shape[1], ignore)
     return [{**row, "metric": "mIoU", "score": miou(total)}]  # type: ignore[arg-type]
+
+
+def check_detection(recipe: Recipe, test: ShardCorpus) -> None:
+    """Refuses methods that find no objects, and test data without any."""
+    kind = recipe.method_class
+    if kind.detections is Method.detections:
+        raise RayclError(
+            f"evaluation.protocols: 'detection' scores a detector that was trained, and "
+            f"{kind.__name__} is none; fine-tune one (`raycl pretrain rcnn/... init_from=RUN`)"
+        )
+    require("objects", "detection", test=test)
+    coco_tools()
+
+
+@torch.no_grad()
+def detection(method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Score]:
+    """COCO's average precision of boxes, and of masks where both the method and the data have them.
+
+    Unlike all others, this protocol sees whole images, squeezed to the square of the view. Scored
+    are boxes and masks in the pixels of the stored image.
+    """
+    whole = replace(test, view=test.view.model_copy(update={"whole": True}))
+    fields = [name for name in ("objects", "instances") if name in test.shards.fields]
+    masked = len(fields) > 1
+    sizes, truth, found = [], [], []
+    for batch in whole.batches():
+        stored = test.shards.payloads(batch["id"].cpu().numpy(), fields)
+        crops, flips = batch["view.box"], batch["view.flip"]
+        for i, one in enumerate(method.detections(batch["view"])):
+            view = (crops[i : i + 1], flips[i : i + 1], whole.view.size)
+            boxes = out_of_view(one["boxes"][None], *view)[0]
+            masked = masked and "masks" in one
+            sizes.append(tuple(crops[i, 2:].tolist()))
+            found.append(found_objects({**one, "boxes": boxes}, sizes[-1]))
+            rows = test.shards.fields["objects"].decode(0, stored["objects"][i])
+            truth.append(true_objects(rows, stored["instances"][i] if masked else None))
+    kinds = {"bbox": ""} | ({"segm": "mask "} if masked else {})
+    return [
+        {
+            "protocol": "detection",
+            "labels": "all",
+            "metric": prefix + metric,
+            "score": score,
+            "train": len(train),
+        }
+        for kind, prefix in kinds.items()
+        for metric, score in average_precision(sizes, truth, found, kind).items()
+    ]
 
 
 @torch.no_grad()

@@ -209,6 +209,8 @@ def require(field: str, protocol: str, **corpora: ShardCorpus) -> None:
     mended = {
         "label": "import the images from a folder per class, or train without online kNN "
         "(evaluation.every_epochs=0) and evaluate on another data set",
+        "objects": "import images with their objects (`raycl data import detection`), or leave it "
+        "out of evaluation.protocols",
         "mask": "import images with their masks (`raycl data import segmentation`), or leave it "
         "out of evaluation.protocols",
     }

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "supcon": {"hidden": 8, "dim": 4},
     "supervised": {"classes": 3},
     "fcn": {"classes": 3, "hidden": 8, "ignore": 2},
+    "rcnn": {"classes": 3, "masks": True, "anchor": 4, "channels": 4},
     "moco_v3": {"hidden": 8, "dim": 4},
     "swav": {"small": 2, "prototypes": 6, "freeze_steps": 1, "hidden": 8, "dim": 4},
     "dino": {"small": 2, "outputs": 6, "frozen_epochs": 0, "hidden": 8, "bottleneck": 4},
@@ -49,6 +50,10 @@ class Full(Fixed):
             batch["whole"] = batch["view1"].sigmoid()
             batch["mask"] = (batch["view2"][:, 0] > 0).to(torch.uint8) * 255
             batch["mask1"] = (batch["view1"][:, 0] * 1.5).clamp(-1, 1).round().to(torch.uint8) % 3
+            batch["objects"] = torch.tensor([[[0.0, 0, 0, 0, -1, 0]] * 3] * rows)
+            batch["objects"][:, 0] = torch.tensor([2.0, 3, 10, 12, 1, 0])
+            # The second lane has more objects than the first.
+            batch["objects"][batch["id"] >= ROWS, 1] = torch.tensor([8.0, 6, 13, 16, 2, 0])
             yield batch
 
 
