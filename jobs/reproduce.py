@@ -53,8 +53,9 @@ def figures_of(run: Path, scorings: dict[str, list[str]], untrained: bool) -> di
             evaluate(run, changes, baselines=untrained, name=name)
         for row in json.loads(done.read_text())["rows"]:
             who = "" if row["representation"] == "trained encoder" else f"{row['representation']}: "
+            where = "" if name == "evaluation" else f"{name}: "
             metric = heading(row["protocol"], row["metric"])
-            found[f"{who}{metric}"] = row["score"] * (1 if row["metric"] in PLAIN else 100)
+            found[f"{who}{where}{metric}"] = row["score"] * (1 if row["metric"] in PLAIN else 100)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ends = {int(line["epoch"]): line["time"] for line in lines}
     epochs = sorted(

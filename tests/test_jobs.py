@@ -72,7 +72,7 @@ def test_a_study_is_run_once_and_told_in_a_table(
     call("--also", "other", "evaluation.protocols=[geometry]")
     assert (out / "warm-0" / "encoder.safetensors").stat().st_mtime_ns == written
     found = json.loads(figures.read_text())["figures"]["arms"]
-    assert len(found["warm"]["kNN"]) == len(found["warm"]["geometry: uniformity"]) == 2
+    assert len(found["warm"]["kNN"]) == len(found["warm"]["other: geometry: uniformity"]) == 2
     assert "untrained encoder: kNN" in found["warm"] and found["warm"]["kNN"][0] > 10
     row = json.loads((out / "warm-0" / "evaluation.json").read_text())["rows"][-1]
     assert 100 * row["score"] == found["warm"]["kNN"][0]
