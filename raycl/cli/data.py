@@ -30,6 +30,7 @@ class Importer(StrEnum):
     video = "video"
     segmentation = "segmentation"
     detection = "detection"
+    features = "features"
 
 
 class WriteMode(StrEnum):

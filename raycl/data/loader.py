@@ -234,7 +234,7 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 def walk(
     shards: Shards,
-    view: ImageView,
+    view: ImageView | str,
     ids: np.ndarray,
     *,
     batch: int,
@@ -247,12 +247,14 @@ def walk(
     """Every sample of `ids` once, in that order and without dropping: what evaluation reads.
 
     The batch holds the view under "view" and every number of the data set, `label` among them; if
-    it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8.
+    it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8. A view that
+    is the name of a field stands for its array, as float32.
     """
-    numbers = numbers_of(shards, travelling(shards, ()))
-    views: dict[str, View] = {"view": view}
+    images = {} if isinstance(view, str) else {"view": view}
+    numbers = numbers_of(shards, travelling(shards, [view] if isinstance(view, str) else []))
+    views: dict[str, View] = {**images}
     if masked:
-        views["mask"] = MaskView(follows="view", size=view.size)
+        views["mask"] = MaskView(follows="view", size=images["view"].size)
     slots = slots_of(device)
 
     def hosts() -> Iterator[Host]:
@@ -268,7 +270,8 @@ def walk(
                 yield host
 
     for host in ahead(hosts(), QUEUE):
-        yield render(move(host, device), {"view": view})
+        found = render(move(host, device), images)
+        yield found | {"view": found[view].float()} if isinstance(view, str) else found
 
 
 def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:

@@ -31,7 +31,7 @@ from raycl.errors import RayclError
 BUNDLE_BYTES = 16 << 20
 BUNDLE_STEPS = 16
 BUNDLES_AHEAD = 2
-OWN = ("epoch", "lane", "step", "id", "substituted")  # columns of a bundle, and of a batch
+OWN = ("epoch", "lane", "step", "id", "substituted", "lost")  # columns of a bundle, and of a batch
 
 Columns: TypeAlias = dict[str, Any]  # (N,) or (N, k) arrays, and lists of N buffers
 
@@ -137,8 +137,8 @@ def prefixes(name: str, first: bool, width: int) -> list[str]:
 def read_samples(shards: Shards, ids: np.ndarray, fields: Sequence[str]) -> Columns:
     """Columns of some samples: `id`, numbers, arrays, payloads and what is known of each image.
 
-    What a damaged file has lost is empty, and so are the rows of PADDING. A sample that has lost an
-    array loses its payloads too, and so is found to be damaged.
+    What a damaged file has lost is empty, and so are the rows of PADDING; of arrays, which are 0
+    there, `lost` tells it.
     """
     columns: Columns = {"id": ids}
     real = ids != PADDING
@@ -156,23 +156,20 @@ def read_samples(shards: Shards, ids: np.ndarray, fields: Sequence[str]) -> Colu
             info = shards.image_info(ids[real], field)
             for part, values in zip(("mode", "height", "width"), info, strict=True):
                 columns[f"{field}.{part}"] = _scattered(values.astype(np.int32), real)
-    for field in stored:
         kind = shards.fields[field]
         if isinstance(kind, NDArrayField):
-            columns[field], lost = _arrays(kind, columns[field])
-            for column in (columns[name] for name in stored):
-                for row in lost if isinstance(column, list) else ():
-                    column[row] = b""
+            columns[field], lost = _arrays(kind, column)
+            columns["lost"] = columns.get("lost", False) | lost
     return columns
 
 
-def _arrays(kind: NDArrayField, payloads: Sequence[Any]) -> tuple[np.ndarray, list[int]]:
-    """Values (N, ...) of an array field, and the rows that have lost theirs, which are 0."""
+def _arrays(kind: NDArrayField, payloads: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N, ...) of an array field, and whether each row (N,) has lost its own."""
     values = np.zeros((len(payloads), *kind.shape), kind.dtype)
-    whole = [len(payload) == values[row].nbytes for row, payload in enumerate(payloads)]
-    for row in np.flatnonzero(whole).tolist():
+    lost = np.array([len(payload) != values[0].nbytes for payload in payloads])
+    for row in np.flatnonzero(~lost).tolist():
         values[row] = kind.decode(0, payloads[row])
-    return values, np.flatnonzero(np.logical_not(whole)).tolist()
+    return values, lost
 
 
 def _scattered(values: np.ndarray, real: np.ndarray) -> np.ndarray:

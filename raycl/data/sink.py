@@ -48,6 +48,7 @@ KINDS = (
     "video",
     "segmentation",
     "detection",
+    "features",
 )
 Encoded = tuple[Any, Payload | None]  # a cell of the metadata table, and a payload
 _UPRIGHT = 1
@@ -169,6 +170,7 @@ def _splits(
         cifar10,
         detection,
         digits,
+        features,
         imagefolder,
         npz,
         parquet,
@@ -208,6 +210,8 @@ def _splits(
                 return segmentation.splits(path)
             case "detection":
                 return detection.splits(path)
+            case "features":
+                return features.splits(path)
             case _:
                 return cifar10.splits(path)
     except OSError as error:
@@ -228,11 +232,19 @@ def _refuse_image_options(kind: str, storage: Storage) -> None:
     asked = {name: getattr(storage, name) for name in ("write_mode", "max_resolution")}
     given = [name for name, value in asked.items() if value is not None]
     if given:
-        raise RayclError(f"import {kind}: {given[0]} is for images; clips are stored as they are")
+        raise RayclError(f"import {kind}: {given[0]} is for images; these are stored as they are")
 
 
 def _part(split: Split, origin: str, storage: Storage) -> Part:
-    field: Field = storage.field(split.mode) if split.field == "image" else BytesField()
+    field: Field
+    match split.field:
+        case "image":
+            field = storage.field(split.mode)
+        case "video":
+            field = BytesField()
+        case "features":
+            (first,) = split.items[:1]
+            field = NDArrayField(np.float32, np.shape(first.content))  # type: ignore[arg-type]
     whole = _Shard(split, field, storage)
     total = len(split.items)
     sizes = [] if storage.shard_samples else _sizes(whole)
@@ -314,6 +326,8 @@ class _Shard:
 
     def _content(self, item: Item) -> Encoded:
         content = item.content
+        if isinstance(self.field, NDArrayField):
+            return self.field.encode(content)
         if isinstance(content, Path):
             content = content.read_bytes()
         elif isinstance(content, np.ndarray) and content.ndim == 1:

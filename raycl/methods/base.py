@@ -121,9 +121,10 @@ class Stream(Settings):
     """One stream of samples that every step eats, with the views that are drawn from them.
 
     `source` names a data set of the recipe (`data.train`, ...). Names of views are unique over the
-    streams of a method, because they are the keys of the batch and of the recipe's `views`. The
-    first is of an image; masks follow views of the same stream, and `of` names one. `fields` are
-    arrays of the samples that go into the batch as they are, beside its numbers.
+    streams of a method, because they are the keys of the batch and of the recipe's `views`. Where
+    there are any, the first is of an image; masks follow views of the same stream, and `of` names
+    one. `fields` are arrays of the samples that go into the batch as they are, beside its numbers.
+    An encoder of the first of these is what a stream without views is evaluated by.
     """
 
     source: str = "train"
@@ -295,6 +296,13 @@ class Method(nn.Module):
             each cell of its box is the object's.
         """
         raise TypeError(f"{type(self).__name__} finds no objects: it has no detections()")
+
+    def synthesize(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Features (N, dim) as the encoder gives them, made up for classes (N,).
+
+        Only methods that generate have them; the protocol `zero_shot` asks.
+        """
+        raise TypeError(f"{type(self).__name__} makes up no features: it has no synthesize()")
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Network outputs whose rows belong to the batch's rows; `objective` couples them."""

@@ -49,6 +49,9 @@ class CEGZSL(Method):
     """
 
     paper = "arXiv 2103.16173"
+    classes: Tensor
+    seen: Tensor
+    encoder: Embedding
 
     class Config(Settings):
         critic_steps: int = Field(5, ge=1, description="updates of the critic for one of G")
@@ -104,10 +107,8 @@ class CEGZSL(Method):
             self.encoder.fit(corpus.embed(nn.Identity())[1])
 
     def synthesize(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Scaled features (N, D) of images that nobody took, of the classes (N,)."""
         noise = torch.randn(len(labels), self.noise, generator=generator, device=generator.device)
-        made: Tensor = self.generator(torch.cat([noise.to(labels.device), self.classes[labels]], 1))
-        return made
+        return self.encoder.embedded(self.generator(torch.cat([noise, self.classes[labels]], 1)))
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         parts = self.config.critic_steps

@@ -41,7 +41,7 @@ def absolute(recipe: Recipe) -> Recipe:
         local = value and not is_uri(value)
         return str(Path(value).expanduser().absolute()) if local else value
 
-    names = ("test", "indices", "test_indices", "weights", "pairs")
+    names = ("test", "classes", "indices", "test_indices", "weights", "pairs")
     changes = {name: path(getattr(recipe.data, name)) for name in names}
     if isinstance(recipe.data.train, dict):
         changes["train"] = {

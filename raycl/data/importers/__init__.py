@@ -31,8 +31,8 @@ class Item(NamedTuple):
     """One sample to import.
 
     Attributes:
-        content: a file, the bytes of a complete file (as bytes or as (size,) uint8), or the pixels
-            (H, W, 3) uint8 of an image.
+        content: a file, the bytes of a complete file (as bytes or as (size,) uint8), the pixels
+            (H, W, 3) uint8 of an image, or an array (D,) float32 of features.
         label: index of the class, where the split is labelled.
         origin: where the sample comes from, for error messages.
         mask: an image file with one grey level for each of its pixels, or its content, where the
@@ -74,7 +74,7 @@ class Split:
         objects: rows of the field "objects", as many as an item has or more; 0: there is none.
         classes: names of the labels, where they are known.
         mode: how images are stored unless the user says otherwise.
-        field: name of the field that takes the contents; all but "image" keep their bytes.
+        field: name of the field that takes the contents; files of a "video" keep their bytes.
         page: bytes of a page, and the most that a sample can take; a power of two.
         stamp: changes when the source does.
     """
@@ -84,7 +84,7 @@ class Split:
     labelled: bool
     classes: list[str] | None
     mode: Mode = "jpg"
-    field: Literal["image", "video"] = "image"
+    field: Literal["image", "video", "features"] = "image"
     page: int = PAGE
     stamp: str = ""
     mask: str = ""

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from raycl.data.importers import Item, Split, stamp
+from raycl.data.importers import Item, Split, npz, stamp
 from raycl.errors import RayclError
 
 ROWS = {"train": ("trainval_loc",), "test": ("test_seen_loc", "test_unseen_loc")}
@@ -54,7 +54,7 @@ def splits(source: Path) -> list[Split]:
     first = 0 if source.is_file() else 1
     arrays: dict[str, np.ndarray] = {}
     for path in files:
-        arrays |= _npz(path) if path.suffix == ".npz" else _mat(path)
+        arrays |= npz.load(path) if path.suffix == ".npz" else _mat(path)
     where = str(source)
     x = _array(arrays, "features", where)
     a = _array(arrays, "att", where)
@@ -106,12 +106,6 @@ def _mat(path: Path) -> Mapping[str, np.ndarray]:
     except (MatReadError, NotImplementedError, OSError, ValueError, TypeError) as error:
         raise RayclError(f"{path}: not a readable .mat file: {error}") from error
     return content
-
-
-def _npz(path: Path) -> Mapping[str, np.ndarray]:
-    from raycl.data.importers.npz import load
-
-    return load(path)
 
 
 def _array(arrays: Mapping[str, np.ndarray], key: str, where: str) -> np.ndarray:
