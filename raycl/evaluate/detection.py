@@ -109,7 +109,8 @@ def average_precision(
     shown = precision[:, :, (precision > -1).all((0, 1))]
     if not shown.size:
         raise RayclError("data.test: its images have no object that counts")
-    return {"AP": shown.mean(), "AP50": shown[0].mean(), "AP75": shown[5].mean()}
+    figures = {"AP": shown, "AP50": shown[0], "AP75": shown[5]}
+    return {name: float(values.mean()) for name, values in figures.items()}
 
 
 def _listed(sizes: Sequence[tuple[int, int]], marked: Sequence[Sequence[Marked]]) -> Any:

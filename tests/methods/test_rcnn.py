@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from raycl.beton import RGBImageField, Writer
 from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 from raycl.methods import RCNN, Batch, DataInfo, Step
 from raycl.methods.rcnn import Sampler
 from raycl.recipe import load
+from raycl.train import checkpoint
 from raycl.train.evaluation import evaluate
 from raycl.train.trainer import pretrain
 from tests.data.shapes import scenes
 
-SMALL = {"classes": 3, "anchor": 8, "channels": 8, "encoder": {"depth": 18, "width": 8}}
+SMALL = {
+    "classes": 3,
+    "anchor": 8,
+    "channels": 8,
+    "regions": 32,
+    "encoder": {"depth": 18, "width": 8},
+}
 OBJECTS = [
     [20, 20, 40, 60, 2, 0],
     [0, 20, 20, 40, 1, 0],  # the view shows half of it,
     [0, 0, 30, 13, 0, 0],  # a sixth
     [20, 20, 40, 40, 0, 1],  # does not count
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Maps of a few pixels are not worth a team of threads, least of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def method_of(**settings: Any) -> RCNN:
@@ -111,8 +131,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shapes_are_found(data: Path, tmp_path: Path) -> None:
-    changes = [f"data.train={data / 'train'}", f"data.test={data / 'train'}", "trainer.device=cpu"]
-    run = pretrain(load("rcnn/shapes-small", changes), tmp_path / "run")
+    changes = [f"data.train={data / 'train'}", f"data.test={data / 'val'}", "trainer.device=cpu"]
+    run = pretrain(
+        load("rcnn/shapes-small", [*changes, "trainer.stop.epochs=14"]), tmp_path / "run"
+    )
     scores = {row["metric"]: row["score"] for row in evaluate(run)["rows"]}
     assert scores["AP50"] > 0.5 and scores["mask AP50"] > 0.5
     assert scores["AP50"] >= scores["AP75"] and scores["AP50"] >= scores["AP"]
+    with pytest.raises(RayclError, match="has no field 'objects'.*protocol detection needs"):
+        evaluate(run, [f"data.test={plain(tmp_path)}"])
+
+
+def plain(folder: Path) -> Path:
+    with Writer(folder / "plain.beton", {"image": RGBImageField("raw")}) as writer:
+        writer.write({"image": np.zeros((8, 8, 3), np.uint8)})
+    return folder / "plain.beton"
+
+
+def test_a_run_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:
+    changes = [f"data.train={data / 'train'}", "data.limit=8", "trainer.device=cpu"]
+    changes += ["trainer={batch: 2, log_every: 1, stop: {epochs: 1}}", "method.regions=8"]
+    recipe = load("rcnn/shapes-small", changes)
+    pretrain(recipe, tmp_path / "whole")
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe, tmp_path / "parts", stop)
+    assert checkpoint.require(tmp_path / "parts").name.endswith("2")
+    pretrain(recipe, tmp_path / "parts")
+    whole, parts = (
+        checkpoint.load(checkpoint.require(tmp_path / name))["method"]
+        for name in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
