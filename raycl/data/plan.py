@@ -159,15 +159,15 @@ def read_samples(shards: Shards, ids: np.ndarray, fields: Sequence[str]) -> Colu
         kind = shards.fields[field]
         if isinstance(kind, NDArrayField):
             columns[field], lost = _arrays(kind, column)
-            columns["lost"] = columns.get("lost", False) | lost
+            columns["lost"] = columns.get("lost", 0) | lost
     return columns
 
 
 def _arrays(kind: NDArrayField, payloads: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Values (N, ...) of an array field, and whether each row (N,) has lost its own."""
+    """Values (N, ...) of an array field, and 1 for each row (N,) that has lost its own."""
     values = np.zeros((len(payloads), *kind.shape), kind.dtype)
-    lost = np.array([len(payload) != values[0].nbytes for payload in payloads])
-    for row in np.flatnonzero(~lost).tolist():
+    lost = np.array([len(payload) != values[0].nbytes for payload in payloads], np.uint8)
+    for row in np.flatnonzero(lost == 0).tolist():
         values[row] = kind.decode(0, payloads[row])
     return values, lost
 

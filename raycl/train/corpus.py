@@ -38,16 +38,8 @@ class ShardCorpus:
 
     @property
     def image_view(self) -> ImageView:
-        """The view, for protocols that look at images.
-
-        Raises:
-            RayclError: the samples have none.
-        """
-        if isinstance(self.view, str):
-            raise RayclError(
-                f"evaluation.protocols: samples of {self.shards.place} are arrays, not images; of "
-                f"the protocols, knn, linear, geometry and zero_shot are for them"
-            )
+        """The view, for protocols that look at images."""
+        assert not isinstance(self.view, str), "evaluate() refuses samples without images"
         return self.view
 
     def batches(self, masked: bool = False, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:

@@ -35,6 +35,7 @@ MAPPED = 2000  # samples of the embedding map
 Row = dict[str, Any]
 
 OF_IMAGES = ("knn", "linear", "linear-sgd")
+OF_ARRAYS = ("knn", "linear", "zero_shot")  # of samples without images, too
 OF_ENCODERS = {
     "dense": scores.dense,
     "localization": scores.localization,
@@ -170,6 +171,11 @@ def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> Method:
 def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
     """Refuses data that lack what a protocol of the recipe scores with."""
     for protocol in recipe.evaluation.protocols:
+        if protocol not in OF_ARRAYS and isinstance(train.view, str):
+            raise RayclError(
+                f"evaluation.protocols: {protocol} looks at images, and the samples of "
+                f"{train.shards.place} are arrays; for them are {', '.join(OF_ARRAYS)}"
+            )
         if protocol == "classifier":
             scores.check_classifier(recipe, test)
         if protocol == "detection":

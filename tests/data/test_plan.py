@@ -28,7 +28,7 @@ from raycl.data.pool import cut
 from raycl.data.shards import Shards
 from raycl.data.streams import streams_of
 from raycl.errors import RayclError
-from raycl.views.image import ImageView
+from raycl.views.image import ImageView, View
 
 
 def dataset(folder: Path, samples: int = 50, shards: int = 3) -> Shards:
@@ -176,7 +176,7 @@ def test_a_sample_that_has_lost_its_array_is_damaged(
         ]},
     )  # fmt: skip
     plan = Plan({"images": Source(shards, Order(4, 1, 4, 1), ("image", "boxes"))})
-    views = {"images": {"view1": ImageView(size=8)}}
+    views: dict[str, dict[str, View]] = {"images": {"view1": ImageView(size=8)}}
 
     def loader(corrupt: str) -> Loader:
         def bundles(epoch: int, start: int) -> Iterator[Columns]:
@@ -185,6 +185,12 @@ def test_a_sample_that_has_lost_its_array_is_damaged(
         return Loader(plan, views, [0], bundles, torch.device("cpu"), corrupt=corrupt)
 
     with pytest.raises(RayclError, match="sample 2"):
+        next(loader("error").epoch(0))
+    batch = next(loader("substitute").epoch(0))
+    assert 2 not in batch["id"] and (batch["boxes"][:, 0] == batch["id"]).all()
+    plan = Plan({"arrays": Source(shards, Order(4, 1, 4, 1), ("boxes",))})
+    views = {"arrays": {}}
+    with pytest.raises(RayclError, match="sample 2: its array is not where the file says"):
         next(loader("error").epoch(0))
     batch = next(loader("substitute").epoch(0))
     assert 2 not in batch["id"] and (batch["boxes"][:, 0] == batch["id"]).all()

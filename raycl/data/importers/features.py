@@ -116,4 +116,6 @@ def _array(arrays: Mapping[str, np.ndarray], key: str, where: str) -> np.ndarray
 
 
 def _text(name: Any) -> str:
-    return str(np.asarray(name).reshape(-1)[0])
+    while isinstance(name, np.ndarray):  # MATLAB's cells hold arrays of one string
+        name = name.reshape(-1)[0]
+    return str(name)
