@@ -132,7 +132,7 @@ def _settings(
 
 def _collapse(views: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What all views share, once, and under each view's name what is its own."""
-    first = next(iter(views.values()))
+    first = next(iter(views.values()), {})
     shared = {k: v for k, v in first.items() if all(k in w and w[k] == v for w in views.values())}
     own = {n: {k: v for k, v in w.items() if k not in shared} for n, w in views.items()}
     return {**shared, **{name: rest for name, rest in own.items() if rest}}

@@ -34,6 +34,9 @@ class Data(Section):
         None, description="shard, directory, glob, URI (s3://...), list of them; or named parts"
     )
     test: str | list[str] | None = Field(None, description="held-out set that protocols score on")
+    classes: str | None = Field(
+        None, description="embeddings of the classes in the order of their labels, for zero-shot"
+    )
     limit: int | None = Field(None, ge=1, description="use only the first samples of train")
     indices: str | None = Field(None, description=".npy of sample ids of train to use")
     fraction: float | None = Field(
@@ -243,6 +246,8 @@ Protocol = Literal[
     "linear",
     "linear-sgd",
     "classifier",
+    "detection",
+    "zero_shot",
     "dense",
     "localization",
     "backgrounds",
@@ -256,6 +261,13 @@ class Dense(Section):
     )
 
 
+class ZeroShot(Section):
+    """Classifiers of seen and unseen classes, of which the method makes up features."""
+
+    samples: int = Field(100, ge=1, description="made up for a class; the classifiers' batch, too")
+    epochs: int = Field(25, ge=1, description="of the classifier of all classes")
+
+
 class Evaluation(Section):
     """How the encoder is measured, during the run and after it."""
 
@@ -263,6 +275,7 @@ class Evaluation(Section):
     protocols: list[Protocol] = ["knn", "linear"]
     knn: Knn = Knn()
     dense: Dense = Dense()
+    zero_shot: ZeroShot = ZeroShot()
     few: list[int] = Field([], description="labels a class of the few-label rows")
     size: int | None = Field(None, ge=8, description="side of the images; null: that of the views")
     batch: int = Field(512, ge=1)

@@ -57,6 +57,8 @@ class Protocol(StrEnum):
     linear = "linear"
     linear_sgd = "linear-sgd"
     classifier = "classifier"
+    detection = "detection"
+    zero_shot = "zero_shot"
     dense = "dense"
     localization = "localization"
     backgrounds = "backgrounds"

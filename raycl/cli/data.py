@@ -29,6 +29,8 @@ class Importer(StrEnum):
     parquet = "parquet"
     video = "video"
     segmentation = "segmentation"
+    detection = "detection"
+    features = "features"
 
 
 class WriteMode(StrEnum):

@@ -89,7 +89,8 @@ class Decoder:
 
         Args:
             rows: columns `id`, and for every image field its payloads, `mode`, `height`, `width`;
-                or the views' pixels where they were cut on another node (`raycl.data.pool`).
+                or the views' pixels where they were cut on another node (`raycl.data.pool`). `lost`
+                tells which rows have lost an array.
             out: by view, (N, *shape) uint8, on the device if there is one; written to.
         """
         count = len(rows["id"])
@@ -106,11 +107,12 @@ class Decoder:
         }
         masks = {n: v for n, v in self.views.items() if isinstance(v, MaskView)}
         plans |= {n: {k: plans[v.follows][k] for k in ("box", "flip")} for n, v in masks.items()}
-        if self.views.keys() <= rows.keys():
+        if self.views and self.views.keys() <= rows.keys():
             for name, pixels in out.items():
                 pixels[...] = rows[name].reshape(pixels.shape)
             return Cutting(self, rows["id"], plans, out, [], int(rows["substituted"].sum()))
         fields: list[_Field | _Masks] = [self._field(name, rows, plans) for name in self._fields]
+        lost = np.flatnonzero(rows.get("lost", ())).tolist()
         for name, view in masks.items():
             field = self._images[view.follows].field
             sizes = zip(
@@ -123,7 +125,7 @@ class Decoder:
             self.pool.submit(work, range(at, min(at + span, count)), fields, out)
             for at in range(0, count, span)
         ]
-        return Cutting(self, rows["id"], plans, out, spans)
+        return Cutting(self, rows["id"], plans, out, spans, lost=lost)
 
     @property
     def _images(self) -> dict[str, ImageView]:
@@ -232,6 +234,7 @@ class Cutting:
 
     Attributes:
         substituted: rows that were replaced on another node already.
+        lost: rows that have lost an array.
     """
 
     decoder: Decoder
@@ -240,14 +243,15 @@ class Cutting:
     out: Mapping[str, Pixels]
     spans: list[Future[tuple[dict[int, str], float, float]]]
     substituted: int = 0
+    lost: Sequence[int] = ()
 
     def damaged(self) -> dict[int, str]:
         """Waits until all is cut; what is wrong with which row, and where that sample lies."""
-        return {
-            row: f"{self.decoder.locate(int(self.ids[row]))}: {error}"
-            for span in self.spans
-            for row, error in span.result()[0].items()
-        }
+        errors = dict.fromkeys(self.lost, "its array is not where the file says")
+        for span in self.spans:
+            errors |= span.result()[0]
+        locate = self.decoder.locate
+        return {row: f"{locate(int(self.ids[row]))}: {error}" for row, error in errors.items()}
 
     def finish(self, damaged: Mapping[int, str]) -> Drawn:
         """The views, with the nearest sound row in the place of each damaged one."""

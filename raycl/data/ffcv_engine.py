@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycl.beton import FloatField, IntField, RGBImageField
+from raycl.beton import FloatField, IntField, NDArrayField, RGBImageField
 from raycl.data.host import Batch, Host, Slot, Waits, move, render
 from raycl.data.plan import Plan
 from raycl.data.streams import Views
@@ -138,7 +138,8 @@ def check(plan: Plan, views: Views, corrupt: str) -> None:
         ) from error
     reason = ""
     shards = plan.first.shards
-    fields = {view.field for stream in views.values() for view in stream.values()}
+    cut = [view for stream in views.values() for view in stream.values()]
+    fields = {view.field for view in cut}
     if len(plan.sources) > 1:
         reason = f"the method reads {len(plan.sources)} streams, FFCV's loader one"
     elif plan.first.order.width > 1:
@@ -152,6 +153,10 @@ def check(plan: Plan, views: Views, corrupt: str) -> None:
         reason = f"{shards.paths[0]} is remote, FFCV's loader reads local files"
     elif not all(isinstance(shards.fields[name], RGBImageField) for name in fields):
         reason = f"the views read {', '.join(sorted(fields))}, FFCV cuts views of images only"
+    elif any(isinstance(shards.fields[name], NDArrayField) for name in plan.first.fields):
+        reason = "the method reads arrays of the samples, FFCV's loader hands on numbers only"
+    elif any(isinstance(view, ImageView) and view.whole for view in cut):
+        reason = "a view shows whole images, FFCV's loader crops them"
     elif corrupt == "substitute":
         reason = "data.corrupt=substitute needs a decoder that notices damage, FFCV's does not"
     if reason:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raycl.data.decode import Cutting, Decoder, decoding_threads, finish_together
 from raycl.data.host import IN_FLIGHT, QUEUE, Batch, Host, Slot, Waits, move, render, slots_of
-from raycl.data.plan import Columns, Plan, part, read_samples
+from raycl.data.plan import Columns, Plan, part, read_samples, travelling
 from raycl.data.shards import Shards
 from raycl.data.streams import Stream, Views, numbers_of, streams_of, stripped
 from raycl.errors import RayclError
@@ -212,10 +212,9 @@ def _put(host: Host, group: Sequence[Drawing]) -> None:
     by_lane = zip(*(drawing.cutting for drawing in group), strict=True)
     for drawing, drawn in zip(group, zip(*map(finish_together, by_lane), strict=True), strict=True):
         prefix = drawing.stream.prefix
-        for name in ("id", *drawing.stream.numbers):
-            host.batch[prefix + name] = _joined(
-                [lane[name][d.rows] for lane, d in zip(drawing.lanes, drawn, strict=True)]
-            )
+        for name, shape in {"id": (), **drawing.stream.numbers}.items():
+            rows = [lane[name][d.rows] for lane, d in zip(drawing.lanes, drawn, strict=True)]
+            host.batch[prefix + name] = _joined(rows).reshape(-1, *shape)
         for name, values in drawing.pixels.items():
             plan = {
                 key: _joined([d.plans[name][key] for d in drawn]) for key in drawn[0].plans[name]
@@ -235,7 +234,7 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 def walk(
     shards: Shards,
-    view: ImageView,
+    view: ImageView | str,
     ids: np.ndarray,
     *,
     batch: int,
@@ -248,12 +247,14 @@ def walk(
     """Every sample of `ids` once, in that order and without dropping: what evaluation reads.
 
     The batch holds the view under "view" and every number of the data set, `label` among them; if
-    it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8.
+    it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8. A view that
+    is the name of a field stands for its array, as float32.
     """
-    numbers = numbers_of(shards, shards.fields)
-    views: dict[str, View] = {"view": view}
+    images = {} if isinstance(view, str) else {"view": view}
+    numbers = numbers_of(shards, travelling(shards, [view] if isinstance(view, str) else []))
+    views: dict[str, View] = {**images}
     if masked:
-        views["mask"] = MaskView(follows="view", size=view.size)
+        views["mask"] = MaskView(follows="view", size=images["view"].size)
     slots = slots_of(device)
 
     def hosts() -> Iterator[Host]:
@@ -269,7 +270,8 @@ def walk(
                 yield host
 
     for host in ahead(hosts(), QUEUE):
-        yield render(move(host, device), {"view": view})
+        found = render(move(host, device), images)
+        yield found | {"view": found[view].float()} if isinstance(view, str) else found
 
 
 def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from raycl.beton import FloatField, IntField, RGBImageField
+from raycl.beton import FloatField, IntField, NDArrayField, RGBImageField
 from raycl.data.order import PADDING, Order
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
@@ -31,7 +31,7 @@ from raycl.errors import RayclError
 BUNDLE_BYTES = 16 << 20
 BUNDLE_STEPS = 16
 BUNDLES_AHEAD = 2
-OWN = ("epoch", "lane", "step", "id", "substituted")  # columns of a bundle, and of a batch
+OWN = ("epoch", "lane", "step", "id", "substituted", "lost")  # columns of a bundle, and of a batch
 
 Columns: TypeAlias = dict[str, Any]  # (N,) or (N, k) arrays, and lists of N buffers
 
@@ -135,9 +135,10 @@ def prefixes(name: str, first: bool, width: int) -> list[str]:
 
 
 def read_samples(shards: Shards, ids: np.ndarray, fields: Sequence[str]) -> Columns:
-    """Columns of some samples: `id`, numbers, and payloads with what is known of each image.
+    """Columns of some samples: `id`, numbers, arrays, payloads and what is known of each image.
 
-    What a damaged file has lost is empty, and so are the rows of PADDING.
+    What a damaged file has lost is empty, and so are the rows of PADDING; of arrays, which are 0
+    there, `lost` tells it.
     """
     columns: Columns = {"id": ids}
     real = ids != PADDING
@@ -155,7 +156,20 @@ def read_samples(shards: Shards, ids: np.ndarray, fields: Sequence[str]) -> Colu
             info = shards.image_info(ids[real], field)
             for part, values in zip(("mode", "height", "width"), info, strict=True):
                 columns[f"{field}.{part}"] = _scattered(values.astype(np.int32), real)
+        kind = shards.fields[field]
+        if isinstance(kind, NDArrayField):
+            columns[field], lost = _arrays(kind, column)
+            columns["lost"] = columns.get("lost", 0) | lost
     return columns
+
+
+def _arrays(kind: NDArrayField, payloads: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N, ...) of an array field, and 1 for each row (N,) that has lost its own."""
+    values = np.zeros((len(payloads), *kind.shape), kind.dtype)
+    lost = np.array([len(payload) != values[0].nbytes for payload in payloads], np.uint8)
+    for row in np.flatnonzero(lost == 0).tolist():
+        values[row] = kind.decode(0, payloads[row])
+    return values, lost
 
 
 def _scattered(values: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -200,14 +214,20 @@ def from_table(table: pa.Table) -> Columns:
     return columns
 
 
+_MADE_BY = {
+    "mask": "; `raycl data saliency` makes masks of images",
+    "objects": "; `raycl data import detection` writes it",
+    "instances": "; `raycl data import detection` writes it where all objects have a mask",
+}
+
+
 def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
     """Refuses a data set that lacks a field that is read."""
     for field in needed:
         if field not in shards.fields:
-            made = "; `raycl data saliency` makes masks of images" if field == "mask" else ""
             raise RayclError(
                 f"{section}: {shards.place} has no field {field!r}, which is read; it has: "
-                f"{', '.join(shards.fields)}{made}"
+                f"{', '.join(shards.fields)}{_MADE_BY.get(field, '')}"
             )
         if field in OWN:
             raise RayclError(
@@ -217,7 +237,7 @@ def check_fields(shards: Shards, needed: Sequence[str], section: str) -> None:
 
 
 def travelling(shards: Shards, needed: Sequence[str]) -> tuple[str, ...]:
-    """Fields that travel: those that views read, and every number (labels, indices).
+    """Fields that travel: those that are needed, and every number (labels, indices).
 
     A number by the name of one of a batch's own columns stays behind.
     """

@@ -135,6 +135,11 @@ def convert(
         raise RayclError("convert: nothing would change; give a write_mode or a max_resolution")
     if not any(isinstance(field, RGBImageField) for field in shards.fields.values()):
         raise RayclError(f"{shards.place}: holds no images, only {', '.join(shards.fields)}")
+    if storage.max_resolution and "objects" in shards.fields:
+        raise RayclError(
+            f"{shards.place}: boxes of the field 'objects' are in pixels of the images as they "
+            f"are; import the data set again with that max_resolution"
+        )
     tasks = _changing(shards, _Stored(storage), storage.shard_samples, storage.shard_bytes)
     return _write("convert", target, asdict(storage), shards, tasks, writing)
 

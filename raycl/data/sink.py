@@ -12,7 +12,15 @@ from typing import Any, Unpack
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from raycl.beton import BytesField, Field, IntField, RGBImageField, Writer, decode_jpeg
+from raycl.beton import (
+    BytesField,
+    Field,
+    IntField,
+    NDArrayField,
+    RGBImageField,
+    Writer,
+    decode_jpeg,
+)
 from raycl.beton.fields import JPG, Payload
 from raycl.data.importers import Item, Items, Mode, Split, video
 from raycl.data.staging import (
@@ -39,6 +47,8 @@ KINDS = (
     "parquet",
     "video",
     "segmentation",
+    "detection",
+    "features",
 )
 Encoded = tuple[Any, Payload | None]  # a cell of the metadata table, and a payload
 _UPRIGHT = 1
@@ -158,7 +168,9 @@ def _splits(
 ) -> list[Split]:
     from raycl.data.importers import (
         cifar10,
+        detection,
         digits,
+        features,
         imagefolder,
         npz,
         parquet,
@@ -196,6 +208,10 @@ def _splits(
                 return video.splits(path)
             case "segmentation":
                 return segmentation.splits(path)
+            case "detection":
+                return detection.splits(path)
+            case "features":
+                return features.splits(path)
             case _:
                 return cifar10.splits(path)
     except OSError as error:
@@ -216,26 +232,33 @@ def _refuse_image_options(kind: str, storage: Storage) -> None:
     asked = {name: getattr(storage, name) for name in ("write_mode", "max_resolution")}
     given = [name for name, value in asked.items() if value is not None]
     if given:
-        raise RayclError(f"import {kind}: {given[0]} is for images; clips are stored as they are")
+        raise RayclError(f"import {kind}: {given[0]} is for images; these are stored as they are")
 
 
 def _part(split: Split, origin: str, storage: Storage) -> Part:
-    field: Field = storage.field(split.mode) if split.field == "image" else BytesField()
-    whole = _Shard(
-        split.items, split.field, field, split.labelled, split.masked, split.page, storage
-    )
+    field: Field
+    match split.field:
+        case "image":
+            field = storage.field(split.mode)
+        case "video":
+            field = BytesField()
+        case "features":
+            (first,) = split.items[:1]
+            field = NDArrayField(np.float32, np.shape(first.content))  # type: ignore[arg-type]
+    whole = _Shard(split, field, storage)
     total = len(split.items)
     sizes = [] if storage.shard_samples else _sizes(whole)
     each = per_shard(storage.shard_samples, storage.shard_bytes, sizes)
-    tasks = [replace(whole, items=split.items[part]) for part in cut(total, each)]
+    tasks = [replace(whole, split=replace(split, items=split.items[p])) for p in cut(total, each)]
     return Part(split.name, tasks, split.classes, origin)
 
 
 def _sizes(shard: _Shard) -> list[int]:
     """Bytes that some samples take, from stretches all over the data set."""
     starts = np.linspace(0, shard.samples, _STRETCHES, endpoint=False).astype(int)
-    stretches = (shard.items[start : start + _STRETCH] for start in np.unique(starts).tolist())
-    found = [shard.encode(item)[shard.name][1] for part in stretches for item in _read(part)]
+    items, name = shard.split.items, shard.split.field
+    stretches = (items[start : start + _STRETCH] for start in np.unique(starts).tolist())
+    found = [shard.encode(item)[name][1] for part in stretches for item in _read(part)]
     return [size(payload) for payload in found if payload is not None]
 
 
@@ -244,26 +267,30 @@ class _Shard:
     """The task to write a stretch of a split.
 
     Attributes:
-        name: of the field that takes the contents.
+        split: holds the items of this stretch alone.
+        field: takes their contents.
     """
 
-    items: Items
-    name: str
+    split: Split
     field: Field
-    labelled: bool
-    masked: bool
-    page: int
     storage: Storage
 
     @property
     def samples(self) -> int:
-        return len(self.items)
+        return len(self.split.items)
+
+    @property
+    def objects(self) -> NDArrayField:
+        return NDArrayField(np.float32, (self.split.objects, 6))
 
     def write(self, path: Path, threads: int, advance: Advance) -> None:
-        fields = {self.name: self.field} | ({"label": IntField()} if self.labelled else {})
-        fields |= {"mask": BytesField()} if self.masked else {}
-        with Writer(path, fields, page_size=self.page) as writer:
-            for sample in in_threads(self.encode, _read(self.items), threads):
+        split = self.split
+        fields: dict[str, Field] = {split.field: self.field}
+        fields |= {"label": IntField()} if split.labelled else {}
+        fields |= {split.mask: BytesField()} if split.mask else {}
+        fields |= {"objects": self.objects} if split.objects else {}
+        with Writer(path, fields, page_size=split.page) as writer:
+            for sample in in_threads(self.encode, _read(split.items), threads):
                 writer.write_encoded(sample)
                 advance()
 
@@ -279,25 +306,28 @@ class _Shard:
             raise RayclError(f"{item.origin}: not an image, or of an unknown format") from error
         # Pillow's parsers raise whatever a damaged header makes them stumble over.
         except Exception as error:
-            what = "image" if self.name == "image" else "clip"
+            what = "image" if self.split.field == "image" else "clip"
             raise RayclError(
                 f"{item.origin}: not a readable {what}: {error}; mend or remove it and import again"
             ) from error
         taken = 0 if encoded[1] is None else size(encoded[1])
-        if taken > self.page:
+        if taken > self.split.page:
             raise RayclError(
                 f"{item.origin}: takes {taken / 2**20:.1f} MiB and a page of the container holds "
-                f"{self.page >> 20}; give a max_resolution to scale large images down, or "
+                f"{self.split.page >> 20}; give a max_resolution to scale large images down, or "
                 f"write_mode jpg"
             )
-        sample = {self.name: encoded}
-        if self.masked:
-            _, width, height, _ = encoded[0]
-            sample["mask"] = BytesField().encode(_mask(item, (width, height)))
-        return sample | {"label": IntField().encode(item.label)} if self.labelled else sample
+        sample: dict[str, Encoded] = {self.split.field: encoded}
+        if self.split.objects:
+            sample["objects"] = self.objects.encode(_objects(item, encoded[0][1:3], self.objects))
+        if self.split.mask:
+            sample[self.split.mask] = BytesField().encode(_mask(item, encoded[0][1:3]))
+        return sample | {"label": IntField().encode(item.label)} if self.split.labelled else sample
 
     def _content(self, item: Item) -> Encoded:
         content = item.content
+        if isinstance(self.field, NDArrayField):
+            return self.field.encode(content)
         if isinstance(content, Path):
             content = content.read_bytes()
         elif isinstance(content, np.ndarray) and content.ndim == 1:
@@ -318,7 +348,7 @@ def _mask(item: Item, size: tuple[int, int]) -> bytes:
         RayclError: it is no mask of this image.
     """
     assert item.mask is not None
-    content = item.mask.read_bytes()
+    content = item.mask if isinstance(item.mask, bytes) else item.mask.read_bytes()
     try:
         with Image.open(BytesIO(content)) as mask:
             mask.load()
@@ -326,14 +356,40 @@ def _mask(item: Item, size: tuple[int, int]) -> bytes:
                 raise ValueError(f"its pixels are {mask.mode!r}, not one grey level each")
             if mask.size == size:
                 return content
-            width = round(mask.width * size[1] / mask.height)
-            if mask.width < size[0] or abs(width - size[0]) > 1:
+            if not _scaled_down(mask.size, size):
                 raise ValueError(f"its size is {mask.size}, and that of its image {size}")
             scaled = BytesIO()
             mask.resize(size, Image.Resampling.NEAREST).save(scaled, "PNG")
             return scaled.getvalue()
     except (OSError, ValueError) as error:
-        raise RayclError(f"{item.mask}: not a mask of {item.origin}: {error}") from error
+        name = item.origin if isinstance(item.mask, bytes) else item.mask
+        raise RayclError(f"{name}: not a mask of {item.origin}: {error}") from error
+
+
+def _objects(item: Item, size: tuple[int, int], field: NDArrayField) -> np.ndarray:
+    """The rows of an item's objects, scaled down where its image (width, height) was.
+
+    Raises:
+        RayclError: they are of an image of another size.
+    """
+    assert item.objects is not None
+    if not _scaled_down(item.size, size):
+        raise RayclError(
+            f"{item.origin}: is {size[0]} x {size[1]} pixels as it would be stored, and its "
+            f"annotation is of {item.size[0]} x {item.size[1]}; mend the annotation's size, or "
+            f"turn the image upright"
+        )
+    rows = np.zeros(field.shape, np.float32)
+    rows[:, 4] = -1
+    rows[: len(item.objects)] = item.objects
+    rows[:, :4] *= np.divide(size, item.size)[[0, 1, 0, 1]]
+    return rows
+
+
+def _scaled_down(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Whether one (width, height) is the other, or that scaled down, to the nearest pixels."""
+    width = round(before[0] * after[1] / before[1])
+    return before[0] >= after[0] and abs(width - after[0]) <= 1
 
 
 def _read(items: Items) -> Iterator[Item]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raycl.beton import FloatField, IntField
+from raycl.beton import FloatField, IntField, NDArrayField
 from raycl.data.decode import Decoder
 from raycl.data.plan import Columns, Plan, prefixes
 from raycl.data.shards import Shards
@@ -24,13 +24,13 @@ class Stream:
 
     Attributes:
         prefix: of its columns and of its names in the batch.
-        numbers: fields that go into the batch as they are.
+        numbers: fields that go into the batch as they are, with the shape of a value.
         steps: of one pass; a stream that is shorter than the epoch is recycled, and a new pass
             draws its views anew.
     """
 
     prefix: str
-    numbers: tuple[str, ...]
+    numbers: Mapping[str, tuple[int, ...]]
     steps: int
     decoder: Decoder
 
@@ -66,8 +66,13 @@ def row_bytes(plan: Plan, views: Views) -> int:
     )
 
 
-def numbers_of(shards: Shards, fields: Iterable[str]) -> tuple[str, ...]:
-    return tuple(n for n in fields if isinstance(shards.fields[n], IntField | FloatField))
+def numbers_of(shards: Shards, fields: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of values of those of these fields that are numbers or arrays of them."""
+    kinds = {name: shards.fields[name] for name in fields}
+    numbers: dict[str, tuple[int, ...]] = {
+        name: () for name, kind in kinds.items() if isinstance(kind, IntField | FloatField)
+    }
+    return numbers | {n: kind.shape for n, kind in kinds.items() if isinstance(kind, NDArrayField)}
 
 
 def stripped(columns: Columns, prefix: str) -> Columns:

@@ -12,6 +12,7 @@ from raycl.methods.fcn import FCN
 from raycl.methods.moco import MoCo
 from raycl.methods.moco_v3 import MoCoV3
 from raycl.methods.nnclr import NNCLR
+from raycl.methods.rcnn import RCNN
 from raycl.methods.simclr import SimCLR
 from raycl.methods.simsiam import SimSiam
 from raycl.methods.supcon import SupCon
@@ -25,6 +26,7 @@ __all__ = [
     "DINO",
     "FCN",
     "NNCLR",
+    "RCNN",
     "BarlowTwins",
     "Batch",
     "DataInfo",

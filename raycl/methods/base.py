@@ -121,12 +121,15 @@ class Stream(Settings):
     """One stream of samples that every step eats, with the views that are drawn from them.
 
     `source` names a data set of the recipe (`data.train`, ...). Names of views are unique over the
-    streams of a method, because they are the keys of the batch and of the recipe's `views`. The
-    first is of an image; masks follow views of the same stream, and `of` names one.
+    streams of a method, because they are the keys of the batch and of the recipe's `views`. Where
+    there are any, the first is of an image; masks follow views of the same stream, and `of` names
+    one. `fields` are arrays of the samples that go into the batch as they are, beside its numbers.
+    An encoder of the first of these is what a stream without views is evaluated by.
     """
 
     source: str = "train"
     views: dict[str, ImageView | MaskView]
+    fields: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _of_this_stream(self) -> Stream:
@@ -154,11 +157,23 @@ class Stream(Settings):
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know of its data before it is built; `streams` are the recipe's."""
+    """What a method may know of its data before it is built.
+
+    Attributes:
+        samples: of the training set.
+        classes: their names.
+        streams: the recipe's.
+        arrays: shapes of the fields of the training set that hold arrays.
+        class_embeddings: (C, A), where the recipe has them (`data.classes`).
+        seen: the classes that occur in the training set, ascending, where there are embeddings.
+    """
 
     samples: int
     classes: list[str] | None = None
     streams: Mapping[str, Stream] | None = None
+    arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    class_embeddings: Tensor | None = None
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -272,6 +287,23 @@ class Method(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} classifies nothing: it has no logits()")
 
+    def detections(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Objects found on each of N images (N, 3, H, W); the protocol `detection` asks.
+
+        Returns:
+            By image: "boxes" (n, 4), x0, y0, x1, y1 in pixels of the view; "labels" (n,), classes
+            from 0; "scores" (n,); from methods with masks also "masks" (n, 1, h, w), how likely
+            each cell of its box is the object's.
+        """
+        raise TypeError(f"{type(self).__name__} finds no objects: it has no detections()")
+
+    def synthesize(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Features (N, dim) as the encoder gives them, made up for classes (N,).
+
+        Only methods that generate have them; the protocol `zero_shot` asks.
+        """
+        raise TypeError(f"{type(self).__name__} makes up no features: it has no synthesize()")
+
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Network outputs whose rows belong to the batch's rows; `objective` couples them."""
         raise TypeError(f"{type(self).__name__} defines neither embed() nor training_step()")
@@ -289,6 +321,19 @@ class Method(nn.Module):
 
     def before_epoch(self, corpus: Corpus, step: Step) -> None:
         """A pass over the whole corpus, where the method needs one."""
+
+
+def classes_of(method: Method) -> int:
+    """The number of classes that a method's settings say, or else that its data name.
+
+    Raises:
+        RayclError: neither does.
+    """
+    named = method.data.classes if method.data else None
+    count: int = method.config.classes or len(named or ())
+    if not count:
+        raise RayclError("method.classes: the data set names no classes; say how many there are")
+    return count
 
 
 def labels_of(batch: Batch, method: Method) -> Tensor:

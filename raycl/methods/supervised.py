@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycl.errors import RayclError
 from raycl.methods.base import (
     Backbone,
     Batch,
@@ -20,6 +19,7 @@ from raycl.methods.base import (
     Settings,
     Step,
     Stream,
+    classes_of,
     labels_of,
 )
 from raycl.views.image import Crop, ImageView
@@ -38,16 +38,7 @@ class Supervised(Method):
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
         encoder = self.encoder = self.config.encoder.build("lane")
-        self.classifier = nn.Linear(encoder.dim, self._classes())
-
-    def _classes(self) -> int:
-        named = self.data.classes if self.data else None
-        count = self.config.classes or len(named or ())
-        if not count:
-            raise RayclError(
-                "method.classes: the data set names no classes; say how many there are"
-            )
-        return count
+        self.classifier = nn.Linear(encoder.dim, classes_of(self))
 
     @classmethod
     def views(cls, config: Config) -> dict[str, Stream]:

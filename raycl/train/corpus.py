@@ -20,11 +20,14 @@ from raycl.views.image import ImageView
 
 @dataclass
 class ShardCorpus:
-    """Samples `ids` of a data set seen through one view; rows are shared out over the ranks."""
+    """Samples `ids` of a data set seen through one view; rows are shared out over the ranks.
+
+    Of samples without images the view is the name of the field that holds an array.
+    """
 
     shards: Shards
     ids: np.ndarray
-    view: ImageView
+    view: ImageView | str
     batch: int
     device: torch.device
     threads: int = 1
@@ -32,6 +35,12 @@ class ShardCorpus:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def image_view(self) -> ImageView:
+        """The view, for protocols that look at images."""
+        assert not isinstance(self.view, str), "evaluate() refuses samples without images"
+        return self.view
 
     def batches(self, masked: bool = False, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
         """All samples in the order of `ids`, once; see `walk`."""

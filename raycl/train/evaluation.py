@@ -22,19 +22,20 @@ from raycl.evaluate.geometry import linear_cka
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
-from raycl.methods.base import DataInfo, Method
+from raycl.methods.base import Method
 from raycl.recipe import Recipe
 from raycl.train import checkpoint, scores
 from raycl.train.corpus import ShardCorpus
 from raycl.train.memory import keep_freed_memory
 from raycl.train.run import absolute, open_data
-from raycl.train.worker import evaluation_view, held_out, require, training_corpus
+from raycl.train.worker import held_out, info_of, require, training_corpus
 from raycl.views.image import Crop
 
 MAPPED = 2000  # samples of the embedding map
 Row = dict[str, Any]
 
 OF_IMAGES = ("knn", "linear", "linear-sgd")
+OF_ARRAYS = ("knn", "linear", "zero_shot")  # of samples without images, too
 OF_ENCODERS = {
     "dense": scores.dense,
     "localization": scores.localization,
@@ -105,6 +106,10 @@ def evaluate(
                 found += [{"protocol": protocol, **score} for score in scored]
         if method.encoder is encoder and "classifier" in recipe.evaluation.protocols:
             found += scores.classifier(method, train, test)
+        if method.encoder is encoder and "detection" in recipe.evaluation.protocols:
+            found += scores.detection(method, train, test)
+        if method.encoder is encoder and "zero_shot" in recipe.evaluation.protocols:
+            found += scores.zero_shot(recipe, method, train, test)
         shared = {"representation": representation, "test": len(test)}
         rows += [{**shared, **score} for score in found]
     result = {
@@ -154,11 +159,11 @@ def _checkpoint(run: Path, recipe: Recipe, best: bool) -> Folder:
 
 def _untrained(recipe: Recipe, train: ShardCorpus) -> nn.Module:
     torch.manual_seed(recipe.trainer.seed)
-    return recipe.build(DataInfo(len(train.shards), train.shards.classes)).encoder
+    return recipe.build(info_of(recipe, train.shards)).encoder
 
 
 def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> Method:
-    method = recipe.build(DataInfo(len(train.shards), train.shards.classes))
+    method = recipe.build(info_of(recipe, train.shards))
     method.load_state_dict(checkpoint.load(saved)["method"])
     return method
 
@@ -166,8 +171,17 @@ def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> Method:
 def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
     """Refuses data that lack what a protocol of the recipe scores with."""
     for protocol in recipe.evaluation.protocols:
+        if protocol not in OF_ARRAYS and isinstance(train.view, str):
+            raise RayclError(
+                f"evaluation.protocols: {protocol} looks at images, and the samples of "
+                f"{train.shards.place} are arrays; for them are {', '.join(OF_ARRAYS)}"
+            )
         if protocol == "classifier":
             scores.check_classifier(recipe, test)
+        if protocol == "detection":
+            scores.check_detection(recipe, test)
+        if protocol == "zero_shot":
+            scores.check_zero_shot(recipe, train, test)
         if protocol in (*OF_IMAGES, "backgrounds"):
             require("label", protocol, train=train, test=test)
             check_pair(torch.zeros(len(train), 1), train.labels(), "training")
@@ -227,7 +241,7 @@ def _augmented(
     size = min(recipe.evaluation.batch, len(chosen))
     order = Order(singles(train.ids[chosen]), 1, size, recipe.trainer.seed)
     flip = next(iter(recipe.streams.values())).first.flip
-    view = evaluation_view(recipe).model_copy(update={"crop": Crop(), "flip": flip})
+    view = train.image_view.model_copy(update={"crop": Crop(), "flip": flip})
     drawn = replace(train, view=view, batch=size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -260,8 +274,10 @@ def _write_map(run: Path, features: Tensor, test: ShardCorpus) -> None:
         arrays |= {"labels": labels, "classes": json.dumps(classes)}
     np.savez_compressed(run / "embedding.npz", **arrays)
     ids = test.ids[: len(features)]
-    batches = walk(test.shards, test.view, ids, batch=test.batch, device=torch.device("cpu"))
-    pictures = torch.cat([batch["view"] for batch in batches])
+    pictures = None
+    if not isinstance(test.view, str):
+        batches = walk(test.shards, test.view, ids, batch=test.batch, device=torch.device("cpu"))
+        pictures = torch.cat([batch["view"] for batch in batches]).clamp(0, 1)
     writer: Any = SummaryWriter(str(run / "tensorboard" / "projector"))
-    writer.add_embedding(features, metadata=names, label_img=pictures.clamp(0, 1))
+    writer.add_embedding(features, metadata=names, label_img=pictures)
     writer.close()

@@ -41,7 +41,7 @@ def absolute(recipe: Recipe) -> Recipe:
         local = value and not is_uri(value)
         return str(Path(value).expanduser().absolute()) if local else value
 
-    names = ("test", "indices", "test_indices", "weights", "pairs")
+    names = ("test", "classes", "indices", "test_indices", "weights", "pairs")
     changes = {name: path(getattr(recipe.data, name)) for name in names}
     if isinstance(recipe.data.train, dict):
         changes["train"] = {
@@ -103,7 +103,7 @@ def plan_of(recipe: Recipe, run: Path) -> Plan:
     trainer = recipe.trainer
     for name, stream in recipe.streams.items():
         shards = open_data(recipe, stream.source)
-        fields = [view.field for view in stream.views.values()]
+        fields = [*(view.field for view in stream.views.values()), *stream.fields]
         check_fields(shards, fields, f"data.{stream.source}")
         entries = entries_of(recipe, shards)
         draw = _draw(recipe, shards, entries, run)

@@ -17,16 +17,24 @@ from torch import Tensor, nn
 from raycl.errors import RayclError
 from raycl.evaluate.backgrounds import partners, replace_backgrounds
 from raycl.evaluate.dense import confusion, dense_probe, histograms, ious, miou, segment
+from raycl.evaluate.detection import (
+    average_precision,
+    coco_tools,
+    found_objects,
+    true_objects,
+)
 from raycl.evaluate.geometry import alignment, uniformity
 from raycl.evaluate.knn import knn
 from raycl.evaluate.linear import linear_probe
 from raycl.evaluate.localization import attention, check_foreground, foreground, overlap, pointed
 from raycl.evaluate.spectrum import rank_me
+from raycl.evaluate.zero_shot import conventional, generalized
 from raycl.methods.base import Batch, Method, Stream
 from raycl.nn.backbones.encoder import last_map
 from raycl.recipe import Recipe
 from raycl.train.corpus import ShardCorpus
 from raycl.train.worker import require
+from raycl.views.boxes import out_of_view
 from raycl.views.image import MaskView
 
 CELLS = 1 << 17  # of the training images, for a dense probe: 1 GiB of 2,048 features
@@ -59,7 +67,7 @@ def dense(recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCor
         probe = dense_probe(x.flatten(0, 1), y.flatten(0, 1), image, seed=seed)
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=x.device)
     for batch in test.batches(masked=True):
-        size = (test.view.size, test.view.size)
+        size = (test.image_view.size, test.image_view.size)
         guess = segment(probe, last_map(encoder, batch["view"]), size)
         matrix += confusion(batch["mask"], guess, classes, ignore)
     of_classes = [round(iou, 4) if iou == iou else None for iou in ious(matrix).tolist()]
@@ -99,12 +107,103 @@ def classifier(method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Sc
         return [{**row, "metric": "accuracy", "score": torch.cat(right).double().mean().item()}]
     total: Tensor | int = 0
     for batch in test.batches(masked=True):
-        size = (test.view.size, test.view.size)
+        size = (test.image_view.size, test.image_view.size)
         logits = method.logits(batch["view"])
         up = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         ignore = method.config.ignore
         total = total + confusion(batch["mask"], up.argmax(1), logits.shape[1], ignore)
     return [{**row, "metric": "mIoU", "score": miou(total)}]  # type: ignore[arg-type]
+
+
+def check_detection(recipe: Recipe, test: ShardCorpus) -> None:
+    """Refuses methods that find no objects, and test data without any."""
+    kind = recipe.method_class
+    if kind.detections is Method.detections:
+        raise RayclError(
+            f"evaluation.protocols: 'detection' scores a detector that was trained, and "
+            f"{kind.__name__} is none; fine-tune one (`raycl pretrain rcnn/... init_from=RUN`)"
+        )
+    require("objects", "detection", test=test)
+    coco_tools()
+
+
+@torch.no_grad()
+def detection(method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Score]:
+    """COCO's average precision of boxes, and of masks where both the method and the data have them.
+
+    Unlike all others, this protocol sees whole images, squeezed to the square of the view. Scored
+    are boxes and masks in the pixels of the stored image.
+    """
+    whole = replace(test, view=test.image_view.model_copy(update={"whole": True}))
+    fields = [name for name in ("objects", "instances") if name in test.shards.fields]
+    masked = len(fields) > 1
+    sizes, truth, found = [], [], []
+    for batch in whole.batches():
+        stored = test.shards.payloads(batch["id"].cpu().numpy(), fields)
+        crops, flips = batch["view.box"], batch["view.flip"]
+        for i, one in enumerate(method.detections(batch["view"])):
+            view = (crops[i : i + 1], flips[i : i + 1], whole.image_view.size)
+            boxes = out_of_view(one["boxes"][None], *view)[0]
+            masked = masked and "masks" in one
+            sizes.append(tuple(crops[i, 2:].tolist()))
+            found.append(found_objects({**one, "boxes": boxes}, sizes[-1]))
+            rows = test.shards.fields["objects"].decode(0, stored["objects"][i])
+            truth.append(true_objects(rows, stored["instances"][i] if masked else None))
+    kinds = {"bbox": ""} | ({"segm": "mask "} if masked else {})
+    return [
+        {
+            "protocol": "detection",
+            "labels": "all",
+            "metric": prefix + metric,
+            "score": score,
+            "train": len(train),
+        }
+        for kind, prefix in kinds.items()
+        for metric, score in average_precision(sizes, truth, found, kind).items()
+    ]
+
+
+def check_zero_shot(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
+    """Refuses methods that make up no features, and data without labels."""
+    kind = recipe.method_class
+    if kind.synthesize is Method.synthesize:
+        raise RayclError(
+            f"evaluation.protocols: 'zero_shot' scores features that a method makes up for unseen "
+            f"classes, and {kind.__name__} makes up none; leave it out"
+        )
+    require("label", "zero_shot", train=train, test=test)
+
+
+def zero_shot(recipe: Recipe, method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Score]:
+    """Zero-shot accuracies of softmax classifiers of the encoder's features, mean over classes.
+
+    S, U and H of one of all classes, learned from real seen and made-up unseen ones; the accuracy
+    of one of the unseen classes alone on their samples, and of one of the seen. `last` is of the
+    classifier's last epoch; `best` of the one that is best on the test set itself, as published
+    figures are.
+    """
+    settings, seed = recipe.evaluation.zero_shot, recipe.trainer.seed
+    x, y = train.embed(method.encoder)[1], train.labels()
+    test_x, test_y = test.embed(method.encoder)[1], test.labels()
+    unseen = test_y.unique()[~torch.isin(test_y.unique(), y)]
+    if not len(unseen):
+        raise RayclError("data.test: has no sample of a class that data.train has not")
+    made_y = unseen.repeat_interleave(settings.samples)
+    with torch.no_grad():
+        device = next(method.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        made = method.synthesize(made_y.to(device), generator).float().cpu()
+    new, batch, epochs = torch.isin(test_y, unseen), settings.samples, settings.epochs
+    every = torch.cat([x, made]), torch.cat([y, made_y])
+    curve = generalized(*every, test_x, test_y, unseen, batch=batch, epochs=epochs, seed=seed)
+    alone = conventional(made, made_y, test_x[new], test_y[new], batch=batch, seed=seed)
+    seen = conventional(x, y, test_x[~new], test_y[~new], batch=batch, epochs=epochs, seed=seed)
+    points = {"last": curve[-1], "best": max(curve, key=lambda point: point["H"])}
+    found = {f"{k}, {name}": point[k] for name, point in points.items() for k in ("S", "U", "H")}
+    found |= {"unseen alone, last": alone[-1], "unseen alone, best": max(alone)}
+    found |= {"seen alone, last": seen[-1]}
+    shared = {"protocol": "zero_shot", "labels": "all", "train": len(train)}
+    return [{**shared, "metric": k, "score": v} for k, v in found.items()]
 
 
 @torch.no_grad()
@@ -124,8 +223,8 @@ def centre(test: ShardCorpus) -> list[Score]:
     """What pointing at the centre and marking the whole image would score in `localization`."""
     found = []
     for batch in test.batches(masked=True):
-        inside = foreground(batch["mask"])
-        middle, share = inside[:, test.view.size // 2, test.view.size // 2], inside.float()
+        inside, half = foreground(batch["mask"]), test.image_view.size // 2
+        middle, share = inside[:, half, half], inside.float()
         found.append(torch.stack([middle, share.mean(dim=(1, 2))], 1)[inside.any(dim=(1, 2))])
     return [
         {"representation": "centre, whole image", "protocol": "localization", **score}

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from raycl import recipe as recipes
+from raycl.beton import NDArrayField
 from raycl.data.ffcv_engine import FFCVLoader
 from raycl.data.folder import Folder
 from raycl.data.loader import Loader
-from raycl.data.plan import Columns, Plan
+from raycl.data.plan import Columns, Plan, check_fields, read_samples
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.methods.base import DataInfo, Method
@@ -142,10 +143,36 @@ def _agreed(storage: Folder, place: Place) -> Folder | None:
 def build(recipe: Recipe, shards: Shards) -> Method:
     """The method with its first weights: the same on every rank, a function of the seed."""
     torch.manual_seed(recipe.trainer.seed)
-    method = recipe.build(DataInfo(len(shards), shards.classes))
+    method = recipe.build(info_of(recipe, shards))
     if recipe.init_from:
         start_from(method, Path(recipe.init_from))
     return method
+
+
+def info_of(recipe: Recipe, shards: Shards) -> DataInfo:
+    """What a method is told of its data; labels and class embeddings are read for it."""
+    kinds = shards.fields.items()
+    arrays = {name: kind.shape for name, kind in kinds if isinstance(kind, NDArrayField)}
+    if not recipe.data.classes:
+        return DataInfo(len(shards), shards.classes, arrays=arrays)
+    check_fields(shards, ["label"], "data.train")
+    seen = np.unique(shards.column("label"))
+    classes = open_data(recipe, "classes")
+    check_fields(classes, ["features"], "data.classes")
+    if seen[0] < 0 or seen[-1] >= len(classes):
+        raise RayclError(
+            f"data.classes: {classes.place} has {len(classes)} classes, and the labels of "
+            f"{shards.place} run from {seen[0]} to {seen[-1]}"
+        )
+    table = read_samples(classes, np.arange(len(classes)), ["features"])["features"]
+    embeddings = torch.from_numpy(table).float()
+    return DataInfo(
+        len(shards),
+        classes.classes,
+        arrays=arrays,
+        class_embeddings=embeddings,
+        seen=torch.from_numpy(seen),
+    )
 
 
 def start_from(method: Method, source: Path) -> None:
@@ -183,10 +210,13 @@ def export(weights: dict[str, Tensor], run: Path) -> Path:
     return path
 
 
-def evaluation_view(recipe: Recipe) -> ImageView:
-    """What an encoder is evaluated on: the first view's field and normalisation, nothing random."""
-    first = next(iter(recipe.streams.values())).first
-    return first.evaluation(recipe.evaluation.size)
+def evaluation_view(recipe: Recipe) -> ImageView | str:
+    """What an encoder is evaluated on: the first view's field and normalisation, nothing random.
+
+    Of a stream without views it is the name of its first field.
+    """
+    stream = next(iter(recipe.streams.values()))
+    return stream.first.evaluation(recipe.evaluation.size) if stream.views else stream.fields[0]
 
 
 def training_corpus(recipe: Recipe, shards: Shards, device: torch.device) -> ShardCorpus:
@@ -209,6 +239,8 @@ def require(field: str, protocol: str, **corpora: ShardCorpus) -> None:
     mended = {
         "label": "import the images from a folder per class, or train without online kNN "
         "(evaluation.every_epochs=0) and evaluate on another data set",
+        "objects": "import images with their objects (`raycl data import detection`), or leave it "
+        "out of evaluation.protocols",
         "mask": "import images with their masks (`raycl data import segmentation`), or leave it "
         "out of evaluation.protocols",
     }

@@ -104,6 +104,7 @@ class ImageView(_Part):
         interpolation: of the crop, always antialiased.
         crop: random crop; None takes the central square: 0.875 of the shorter side where the view
             is larger than 64 pixels (the usual resize to 256 and crop of 224), else all of it.
+        whole: without a crop, the whole image is squeezed to the square.
         flip: probability of a mirror image.
         gray: probability of losing all colour.
         mean, std: what the channels are normalised with; None leaves them in [0, 1].
@@ -116,6 +117,7 @@ class ImageView(_Part):
     size: int = Field(224, ge=8, le=1024)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     crop: Crop | None = None
+    whole: bool = False
     flip: Probability = 0.5
     color: Color | None = None
     gray: Probability = 0.0
@@ -130,6 +132,12 @@ class ImageView(_Part):
             raise ValueError("mean and std go together: give both or neither")
         return self
 
+    @model_validator(mode="after")
+    def _one_part(self) -> ImageView:
+        if self.crop and self.whole:
+            raise ValueError("crop shows a part and whole all of an image: give one of them")
+        return self
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample's crop, uint8."""
@@ -142,7 +150,7 @@ class ImageView(_Part):
 
     def evaluation(self, size: int | None = None) -> ImageView:
         """The deterministic view of the same normalisation, for measuring an encoder."""
-        kept = self.model_dump(include={"field", "interpolation", "mean", "std"})
+        kept = self.model_dump(include={"field", "whole", "interpolation", "mean", "std"})
         return ImageView(**kept, size=size or self.size, flip=0.0)
 
     def plan(
@@ -169,12 +177,13 @@ class ImageView(_Part):
         """
         draw = uniforms(seed, epoch, ids, view, END)
         heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
-        plan = {
-            "box": _random_boxes(self.crop, draw[:, AREA:FLIP], heights, widths)
-            if self.crop
-            else _central_boxes(self.central, heights, widths),
-            "flip": draw[:, FLIP] < self.flip,
-        }
+        if self.crop:
+            box = _random_boxes(self.crop, draw[:, AREA:FLIP], heights, widths)
+        elif self.whole:
+            box = _centred(heights, widths, heights, widths)
+        else:
+            box = _central_boxes(self.central, heights, widths)
+        plan = {"box": box, "flip": draw[:, FLIP] < self.flip}
         if self.color:
             plan["order"] = draw[:, ORDER:FACTORS].argsort(axis=1, kind="stable")
             plan["factors"] = _factors(self.color, draw[:, COLOR], draw[:, FACTORS:GRAY])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from raycl.beton import IntField, RGBImageField, Writer
+from raycl.beton import IntField, NDArrayField, RGBImageField, Writer
+from raycl.data.decode import decoding_threads
+from raycl.data.loader import Loader
 from raycl.data.order import PADDING, Order
 from raycl.data.plan import (
+    Columns,
     Plan,
     Source,
     check_fields,
@@ -19,8 +24,11 @@ from raycl.data.plan import (
     to_table,
     travelling,
 )
+from raycl.data.pool import cut
 from raycl.data.shards import Shards
+from raycl.data.streams import streams_of
 from raycl.errors import RayclError
+from raycl.views.image import ImageView, View
 
 
 def dataset(folder: Path, samples: int = 50, shards: int = 3) -> Shards:
@@ -125,3 +133,64 @@ def test_a_number_by_the_name_of_a_column_of_a_batch_stays_behind(tmp_path: Path
     check_fields(shards, ["image"], "data.train")
     with pytest.raises(RayclError, match=r"data\.train: .* 'step' .* under another name"):
         check_fields(shards, ["image", "step"], "data.train")
+
+
+def test_arrays_travel_where_they_are_asked_for(tmp_path: Path) -> None:
+    fields = {"image": RGBImageField("raw"), "boxes": NDArrayField(np.float32, (3, 2))}
+    values = np.arange(48, dtype=np.float32).reshape(8, 3, 2)
+    with Writer(tmp_path / "a.beton", fields, page_size=2 << 20) as writer:
+        for i in range(8):
+            writer.write({"image": np.full((8, 8, 3), i, np.uint8), "boxes": values[i]})
+    shards = Shards(tmp_path)
+    assert travelling(shards, ["image"]) == ("image",)
+    source = Source(shards, Order(8, 2, 2, 1), travelling(shards, ["image", "boxes"]))
+    plan = Plan({"images": source}, row_bytes=1)
+    views = {"images": {"view1": ImageView(size=8)}}
+
+    def bundles(epoch: int, start: int) -> Iterator[Columns]:
+        for bundle in local_bundles(plan, [0, 1], epoch, start):
+            yield from_table(to_table(bundle))
+
+    loader = Loader(plan, views, [0, 1], bundles, torch.device("cpu"))
+    for batch in loader.epoch(0):
+        assert (batch["boxes"].numpy() == values[batch["id"]]).all()
+    with decoding_threads(1) as pool:
+        bundle = plan.read(plan.bundles(0)[0])
+        made = cut(bundle, plan, streams_of(plan, views, pool, 0, "error"))
+    assert (made["boxes"] == bundle["boxes"]).all()
+
+
+def test_a_sample_that_has_lost_its_array_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"image": RGBImageField("raw"), "boxes": NDArrayField(np.float32, (3,))}
+    with Writer(tmp_path / "a.beton", fields, page_size=2 << 20) as writer:
+        for i in range(4):
+            sample = {"image": np.zeros((8, 8, 3), np.uint8), "boxes": np.full(3, i, np.float32)}
+            writer.write(sample)
+    shards = Shards(tmp_path)
+    whole = shards.payloads
+    monkeypatch.setattr(
+        shards, "payloads", lambda ids, names: whole(ids, names) | {"boxes": [
+            b"" if i == 2 else part for i, part in zip(ids, whole(ids, names)["boxes"], strict=True)
+        ]},
+    )  # fmt: skip
+    plan = Plan({"images": Source(shards, Order(4, 1, 4, 1), ("image", "boxes"))})
+    views: dict[str, dict[str, View]] = {"images": {"view1": ImageView(size=8)}}
+
+    def loader(corrupt: str) -> Loader:
+        def bundles(epoch: int, start: int) -> Iterator[Columns]:
+            return local_bundles(plan, [0], epoch, start)
+
+        return Loader(plan, views, [0], bundles, torch.device("cpu"), corrupt=corrupt)
+
+    with pytest.raises(RayclError, match="sample 2"):
+        next(loader("error").epoch(0))
+    batch = next(loader("substitute").epoch(0))
+    assert 2 not in batch["id"] and (batch["boxes"][:, 0] == batch["id"]).all()
+    plan = Plan({"arrays": Source(shards, Order(4, 1, 4, 1), ("boxes",))})
+    views = {"arrays": {}}
+    with pytest.raises(RayclError, match="sample 2: its array is not where the file says"):
+        next(loader("error").epoch(0))
+    batch = next(loader("substitute").epoch(0))
+    assert 2 not in batch["id"] and (batch["boxes"][:, 0] == batch["id"]).all()

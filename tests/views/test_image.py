@@ -164,6 +164,15 @@ def test_evaluation_takes_the_middle_and_keeps_the_normalisation() -> None:
     assert not plan(small, 100)["flip"].any()
 
 
+def test_a_whole_image_is_squeezed_to_the_square() -> None:
+    view = ImageView(size=16, whole=True, flip=0.0)
+    boxes = plan(view, 3, height=50, width=70)["box"]
+    assert boxes.tolist() == [[0, 0, 50, 70]] * 3
+    assert view.evaluation().whole and not ImageView().evaluation().whole
+    with pytest.raises(ValidationError, match="give one of them"):
+        ImageView(whole=True, crop=Crop())
+
+
 def test_normalisation() -> None:
     plain = FULL.evaluation().model_copy(update={"mean": None, "std": None})
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (FULL.mean, FULL.std))

@@ -31,17 +31,23 @@ class Item(NamedTuple):
     """One sample to import.
 
     Attributes:
-        content: a file, the bytes of a complete file (as bytes or as (size,) uint8), or the pixels
-            (H, W, 3) uint8 of an image.
+        content: a file, the bytes of a complete file (as bytes or as (size,) uint8), the pixels
+            (H, W, 3) uint8 of an image, or an array (D,) float32 of features.
         label: index of the class, where the split is labelled.
         origin: where the sample comes from, for error messages.
-        mask: an image file with one grey level for each of its pixels, where the split has masks.
+        mask: an image file with one grey level for each of its pixels, or its content, where the
+            split has masks.
+        objects: rows (n, 6) of what the image shows, where the split has objects: x0, y0, x1, y1 in
+            pixels, class, and 1 where neither finding nor missing it counts, else 0.
+        size: width and height of the image that these pixels are of.
     """
 
     content: Path | bytes | np.ndarray
     label: int | None
     origin: str
-    mask: Path | None = None
+    mask: Path | bytes | None = None
+    objects: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
 
 
 class Items(Protocol):
@@ -64,10 +70,11 @@ class Split:
     Attributes:
         name: folder below the output directory; empty: the output directory itself.
         labelled: whether every item has a label.
-        masked: whether every item has a mask.
+        mask: name of the field of the masks, where every item has one.
+        objects: rows of the field "objects", as many as an item has or more; 0: there is none.
         classes: names of the labels, where they are known.
         mode: how images are stored unless the user says otherwise.
-        field: name of the field that takes the contents; all but "image" keep their bytes.
+        field: name of the field that takes the contents; files of a "video" keep their bytes.
         page: bytes of a page, and the most that a sample can take; a power of two.
         stamp: changes when the source does.
     """
@@ -77,10 +84,11 @@ class Split:
     labelled: bool
     classes: list[str] | None
     mode: Mode = "jpg"
-    field: Literal["image", "video"] = "image"
+    field: Literal["image", "video", "features"] = "image"
     page: int = PAGE
     stamp: str = ""
-    masked: bool = False
+    mask: str = ""
+    objects: int = 0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def split(name: str, path: Path) -> Split:
     Raises:
         RayclError: if it is no archive, or its arrays are missing or contradict each other.
     """
-    arrays = _load(path)
+    arrays = load(path)
     if "data" in arrays and "offsets" in arrays:
         total, image, mode = _encoded(path, arrays["data"], arrays["offsets"])
     elif "images" in arrays:
@@ -60,7 +60,8 @@ def split(name: str, path: Path) -> Split:
     return Split(name, items, labels is not None, classes, mode, stamp=stamp([path]))
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def load(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive, none of them pickled."""
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.lib.npyio.NpzFile):

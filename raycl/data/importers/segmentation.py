@@ -58,7 +58,7 @@ def splits(source: Path) -> list[Split]:
         folders = {"": (source / "images", source / "masks")}
     found = {name: _pairs(*pair) for name, pair in folders.items()}
     return [
-        Split(name, pairs, False, None, stamp=digest(map(str, pairs.images)), masked=True)
+        Split(name, pairs, False, None, stamp=digest(map(str, pairs.images)), mask="mask")
         for name, pairs in found.items()
     ]
 
@@ -88,7 +88,7 @@ def _sequences(source: Path) -> list[Split]:
             [classes.index(path.parent.name) for part in parts for path in part.images],
         )
         stamp = digest(f"{item.label} {item.origin}" for item in pairs)
-        splits.append(Split(split, pairs, True, classes, stamp=stamp, masked=True))
+        splits.append(Split(split, pairs, True, classes, stamp=stamp, mask="mask"))
     return splits
 
 
