@@ -57,6 +57,7 @@ class Protocol(StrEnum):
     linear = "linear"
     linear_sgd = "linear-sgd"
     classifier = "classifier"
+    detection = "detection"
     dense = "dense"
     localization = "localization"
     backgrounds = "backgrounds"
