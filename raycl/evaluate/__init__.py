@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raycl.evaluate.dense import dense_probe, miou
+from raycl.evaluate.detection import average_precision
 from raycl.evaluate.geometry import alignment, linear_cka, uniformity
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import few_labels, folds
@@ -11,6 +12,7 @@ from raycl.evaluate.spectrum import embedding_std, rank_me
 
 __all__ = [
     "alignment",
+    "average_precision",
     "dense_probe",
     "embedding_std",
     "few_labels",

@@ -112,10 +112,10 @@ class RCNN(Method):
         # Each loss is a mean over what was sampled, of which ranks may have unlike numbers, and the
         # gradient is the mean over the ranks.
         counts = images.new_tensor([anchors.drawn, regions.drawn, regions.positive])
-        of_anchors, of_regions, of_masks = counts / all_reduce_mean(counts).clamp(min=1)
-        share = {"loss_objectness": of_anchors, "loss_rpn_box_reg": of_anchors}
-        share["loss_mask"] = of_masks
-        losses = {name: loss * share.get(name, of_regions) for name, loss in losses.items()}
+        anchor, region, mask = counts / all_reduce_mean(counts).clamp(min=1)
+        share = {"loss_objectness": anchor, "loss_rpn_box_reg": anchor, "loss_mask": mask}
+        share |= {"loss_classifier": region, "loss_box_reg": region}
+        losses = {name: loss * share[name] for name, loss in losses.items()}
         metrics = {name.replace("_", ".", 1): loss.detach() for name, loss in losses.items()}
         yield Output(torch.stack(list(losses.values())).sum(), metrics)
 
@@ -162,7 +162,8 @@ class RCNN(Method):
 class Sampler:
     """Draws examples as torchvision's BalancedPositiveNegativeSampler, by generators of the lanes.
 
-    So the same are drawn on any number of ranks.
+    So the same are drawn on any number of ranks, but for proposals that rounding moves across a
+    threshold: what is drawn after one of these differs.
 
     Args:
         size: examples of an image.
@@ -181,16 +182,17 @@ class Sampler:
         """Masks of the positive (label >= 1) and of the negative (0) ones drawn, by image."""
         chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
         for of_image, generator in zip(labels, self.generators, strict=True):
-            room = self.size
-            for masks, there, most in (
-                (chosen[0], of_image >= 1, self.most),
-                (chosen[1], of_image == 0, self.size),
-            ):
-                at = there.nonzero().flatten()
-                order = torch.randperm(len(at), generator=generator, device=at.device)
-                at = at[order[: min(most, room)]]
-                masks.append(torch.zeros_like(there).index_fill_(0, at, True))
-                room -= len(at)
-            self.drawn += self.size - room
-            self.positive += int(chosen[0][-1].sum())
+            yes, positive = drawn(of_image >= 1, self.most, generator)
+            no, negative = drawn(of_image == 0, self.size - positive, generator)
+            chosen[0].append(yes)
+            chosen[1].append(no)
+            self.drawn += positive + negative
+            self.positive += positive
         return chosen
+
+
+def drawn(there: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """A mask (n,) of at most so many of the places where another one is set, and their number."""
+    at = there.nonzero().flatten()
+    at = at[torch.randperm(len(at), generator=generator, device=at.device)[:most]]
+    return torch.zeros_like(there).index_fill_(0, at, True), len(at)

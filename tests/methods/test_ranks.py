@@ -29,7 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "supcon": {"hidden": 8, "dim": 4},
     "supervised": {"classes": 3},
     "fcn": {"classes": 3, "hidden": 8, "ignore": 2},
-    "rcnn": {"classes": 3, "masks": True, "anchor": 4, "channels": 4, "regions": 32},
+    "rcnn": {"classes": 3, "masks": True, "anchor": 4, "channels": 4, "regions": 2048},
     "moco_v3": {"hidden": 8, "dim": 4},
     "swav": {"small": 2, "prototypes": 6, "freeze_steps": 1, "hidden": 8, "dim": 4},
     "dino": {"small": 2, "outputs": 6, "frozen_epochs": 0, "hidden": 8, "bottleneck": 4},

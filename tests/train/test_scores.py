@@ -11,12 +11,18 @@ import torch
 from torch import nn
 
 from raycl.beton import BytesField, Field, IntField, RGBImageField, Writer
+from raycl.data.shards import Shards
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 from raycl.nn.backbones.encoder import Encoder, last_map
 from raycl.recipe import load
 from raycl.report.page import write_report
+from raycl.train import scores
+from raycl.train.corpus import ShardCorpus
 from raycl.train.evaluation import compare, evaluate
 from raycl.train.trainer import pretrain
+from raycl.views.image import ImageView
+from tests.data.shapes import coco
 from tests.data.test_masks import png
 
 SIDE = 64
@@ -211,3 +217,48 @@ def test_a_classifier_of_images_is_fine_tuned_and_scored(data: Path, tmp_path: P
 def test_a_method_without_a_classifier_is_not_asked_for_one(run: Path) -> None:
     with pytest.raises(RayclError, match=r"'classifier' scores .* SimCLR has none"):
         evaluate(run, ["evaluation.protocols=[classifier]"])
+
+
+class Brightest:
+    """Finds what is bright in a view: one box that its mask fills."""
+
+    def detections(self, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        found = []
+        for image in images:
+            rows, columns = (image.mean(0) > 0.5).nonzero().unbind(1)
+            ends = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            found.append(
+                {
+                    "boxes": torch.stack(ends)[None].float(),
+                    "labels": torch.ones(1, dtype=torch.long),
+                    "scores": torch.ones(1),
+                    "masks": torch.ones(1, 1, 28, 28),
+                }
+            )
+        return found
+
+
+def test_boxes_and_masks_are_scored_in_the_pixels_of_the_stored_image(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = []
+    for size in [(90, 160), (160, 90), (100, 100)] * 4:
+        x, y = generator.integers(0, 40, 2).tolist()
+        pixels = np.zeros((*size, 3), np.uint8)
+        pixels[y : y + 40, x : x + 30] = 255
+        outline = [[x, y, x + 30, y, x + 30, y + 40, x, y + 40]]
+        one = {"category_id": 7, "bbox": [x, y, 30, 40], "segmentation": outline}
+        images.append((pixels, [one]))
+    coco(tmp_path / "src", "val", images)
+    import_dataset("detection", tmp_path / "src", tmp_path / "out")
+    shards = Shards(tmp_path / "out" / "val")
+    corpus = ShardCorpus(shards, np.arange(12), ImageView(size=128), 5, torch.device("cpu"))
+    scored = scores.detection(Brightest(), corpus, corpus)  # type: ignore[arg-type]
+    found = {row["metric"]: row["score"] for row in scored}
+    assert found.keys() == {f"{kind}AP{at}" for kind in ("", "mask ") for at in ("", 50, 75)}
+    assert all(score > 0.8 for score in found.values())  # masks are pasted to whole pixels
+    assert all(found[name] > 0.999 for name in ("AP50", "AP75", "mask AP50", "mask AP75"))
+
+
+def test_a_method_that_finds_no_objects_is_not_asked_for_them(run: Path) -> None:
+    with pytest.raises(RayclError, match=r"'detection' scores .* SimCLR is none"):
+        evaluate(run, ["evaluation.protocols=[detection]"])
