@@ -298,11 +298,11 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} finds no objects: it has no detections()")
 
     def synthesize(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Features (N, dim) as the encoder gives them, made up for classes (N,).
+        """Samples (N, D), as the data has them, made up for classes (N,).
 
         Only methods that generate have them; the protocol `zero_shot` asks.
         """
-        raise TypeError(f"{type(self).__name__} makes up no features: it has no synthesize()")
+        raise TypeError(f"{type(self).__name__} makes up no samples: it has no synthesize()")
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Network outputs whose rows belong to the batch's rows; `objective` couples them."""

@@ -58,9 +58,9 @@ class CEGZSL(Method):
         penalty: float = Field(10.0, ge=0)
         temperature: float = Field(0.1, gt=0, description="of L_ins (tau_e)")
         class_temperature: float = Field(0.1, gt=0, description="of L_cls (tau_s)")
-        instance_weight: float = Field(1.0, ge=0, description="of L_ins in the critic's loss")
-        class_weight: float = Field(1.0, ge=0, description="of L_cls there")
-        generator_weight: float = Field(0.001, ge=0, description="of both in the generator's")
+        instance_weight: float = Field(1.0, ge=0, description="of L_ins, in both losses")
+        class_weight: float = Field(1.0, ge=0, description="of L_cls, in both losses")
+        generator_weight: float = Field(0.001, ge=0, description="of both in the generator's, too")
         noise: int | None = Field(None, ge=1, description="as long as a class embedding")
         hidden: int = Field(4096, ge=1, description="of generator and critic")
         embedding: int = Field(2048, ge=1, description="h")
@@ -108,7 +108,8 @@ class CEGZSL(Method):
 
     def synthesize(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(labels), self.noise, generator=generator, device=generator.device)
-        return self.encoder.embedded(self.generator(torch.cat([noise, self.classes[labels]], 1)))
+        made = self.generator(torch.cat([noise, self.classes[labels]], 1))
+        return self.encoder.low + self.encoder.span * made
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         parts = self.config.critic_steps
@@ -141,7 +142,7 @@ class CEGZSL(Method):
         h = self.encoder.embedded(x)
         instance, classes = self._contrast(h, self.projector(h), y, y)
         loss = fake_score - real_score + penalty
-        loss = loss + settings.instance_weight * instance + settings.class_weight * classes
+        loss = loss + self._weighted(instance, classes)
         metrics = {
             "wasserstein": (real_score - fake_score).detach(),
             "penalty": penalty.detach(),
@@ -159,8 +160,11 @@ class CEGZSL(Method):
         z = torch.cat([self.projector(h), real])
         instance, classes = self._contrast(h, z, y, torch.cat([y, y]))
         score = self.critic(torch.cat([fake, a], 1)).mean()
-        weight = self.config.generator_weight
-        return Output(weight * (instance + classes) - score, optimizer="generator")
+        contrast = self.config.generator_weight * self._weighted(instance, classes)
+        return Output(contrast - score, optimizer="generator")
+
+    def _weighted(self, instance: Tensor, classes: Tensor) -> Tensor:
+        return self.config.instance_weight * instance + self.config.class_weight * classes
 
     def _contrast(self, h: Tensor, z: Tensor, y: Tensor, of_z: Tensor) -> tuple[Tensor, Tensor]:
         scores = self.comparator(h, self.classes[self.seen]) / self.config.class_temperature

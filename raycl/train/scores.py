@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -175,34 +176,50 @@ def check_zero_shot(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> No
 
 
 def zero_shot(recipe: Recipe, method: Method, train: ShardCorpus, test: ShardCorpus) -> list[Score]:
-    """Zero-shot accuracies of softmax classifiers of the encoder's features, mean over classes.
+    """Zero-shot accuracies of softmax classifiers, means over the classes.
 
-    S, U and H of one of all classes, learned from real seen and made-up unseen ones; the accuracy
-    of one of the unseen classes alone on their samples, and of one of the seen. `last` is of the
-    classifier's last epoch; `best` of the one that is best on the test set itself, as published
-    figures are.
+    S, U and H of one of all classes, learned from real seen and made-up unseen samples; the
+    accuracy of one of the unseen classes alone on their samples, and of one of the seen. "last" is
+    of the classifier's last epoch; "best" of the one that is best on the test set itself, as
+    published figures are. Besides the encoder, the samples themselves are classified, scaled to
+    between 0 and 1 in each dimension.
     """
-    settings, seed = recipe.evaluation.zero_shot, recipe.trainer.seed
-    x, y = train.embed(method.encoder)[1], train.labels()
-    test_x, test_y = test.embed(method.encoder)[1], test.labels()
-    unseen = test_y.unique()[~torch.isin(test_y.unique(), y)]
+    unseen = np.setdiff1d(test.labels().numpy(), train.labels().numpy())
     if not len(unseen):
         raise RayclError("data.test: has no sample of a class that data.train has not")
-    made_y = unseen.repeat_interleave(settings.samples)
+    made_y = torch.from_numpy(unseen).repeat_interleave(recipe.evaluation.zero_shot.samples)
+    device = next(method.parameters()).device
+    generator = torch.Generator(device).manual_seed(recipe.trainer.seed)
     with torch.no_grad():
-        device = next(method.parameters()).device
-        generator = torch.Generator(device).manual_seed(seed)
-        made = method.synthesize(made_y.to(device), generator).float().cpu()
-    new, batch, epochs = torch.isin(test_y, unseen), settings.samples, settings.epochs
-    every = torch.cat([x, made]), torch.cat([y, made_y])
-    curve = generalized(*every, test_x, test_y, unseen, batch=batch, epochs=epochs, seed=seed)
+        made = method.synthesize(made_y.to(device), generator)
+        made_x = method.encoder(made).float().cpu()
+    learned = (train.embed(method.encoder)[1], made_x, test.embed(method.encoder)[1])
+    as_they_are = (train.embed(nn.Identity())[1], made.cpu(), test.embed(nn.Identity())[1])
+    low, high = as_they_are[0].amin(0), as_they_are[0].amax(0)
+    span = torch.where(high > low, high - low, 1)
+    plain = tuple((x - low) / span for x in as_they_are)
+    y = (train.labels(), made_y, test.labels())
+    rows = _zero_shot(recipe, learned, y)
+    return rows + [
+        {**row, "representation": "samples themselves"} for row in _zero_shot(recipe, plain, y)
+    ]
+
+
+def _zero_shot(recipe: Recipe, x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> list[Score]:
+    """Rows of training, made-up and test samples (N, D) and their labels (N,)."""
+    (real, made, test_x), (real_y, made_y, test_y) = x, y
+    settings, seed = recipe.evaluation.zero_shot, recipe.trainer.seed
+    new, batch, epochs = torch.isin(test_y, made_y), settings.samples, settings.epochs
+    every, every_y = torch.cat([real, made]), torch.cat([real_y, made_y])
+    how = {"batch": batch, "epochs": epochs, "seed": seed}
+    curve = generalized(every, every_y, test_x, test_y, made_y.unique(), **how)
     alone = conventional(made, made_y, test_x[new], test_y[new], batch=batch, seed=seed)
-    seen = conventional(x, y, test_x[~new], test_y[~new], batch=batch, epochs=epochs, seed=seed)
+    seen = conventional(real, real_y, test_x[~new], test_y[~new], **how)
     points = {"last": curve[-1], "best": max(curve, key=lambda point: point["H"])}
     found = {f"{k}, {name}": point[k] for name, point in points.items() for k in ("S", "U", "H")}
     found |= {"unseen alone, last": alone[-1], "unseen alone, best": max(alone)}
     found |= {"seen alone, last": seen[-1]}
-    shared = {"protocol": "zero_shot", "labels": "all", "train": len(train)}
+    shared = {"protocol": "zero_shot", "labels": "all", "train": len(real)}
     return [{**shared, "metric": k, "score": v} for k, v in found.items()]
 
 
