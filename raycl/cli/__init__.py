@@ -145,7 +145,8 @@ def _display(recipe: Recipe) -> Iterator[Any]:
     known: dict[str, Any] = {}
 
     def text() -> str:
-        parts = [f"loss {known['loss']:.3f}"] if "loss" in known else []
+        losses = {k: v for k, v in known.items() if k == "loss" or k.endswith(".loss")}
+        parts = [f"{k.replace('.', ' ')} {v:.3f}" for k, v in losses.items()]
         if "knn" in known:
             parts.append(f"kNN {100 * known['knn']:.1f} %")
         if "images_per_second" in known:

@@ -205,13 +205,15 @@ def preview(
 
     if count < 1:
         raise RayclError(f"count: {count} was given, allowed is 1 or more")
+    field = next((view.field for view in views.values()), "image")
+    if not views and not isinstance(shards.fields.get(field), RGBImageField):
+        raise RayclError(f"{shards.place}: has no images to show in a field {field!r}")
     for name, view in views.items():
         if not isinstance(shards.fields.get(view.field), RGBImageField):
             raise RayclError(
                 f"views.{name}: {shards.place} has no images in a field {view.field!r}; "
                 f"its fields are {', '.join(shards.fields)}"
             )
-    field = next((view.field for view in views.values()), "image")
     chosen = np.random.default_rng(seed).permutation(len(shards))[:count]
     ids = np.sort(chosen).astype(np.int64)
     samples = [shards.read(int(i)) for i in ids]

@@ -361,7 +361,7 @@ def _notes(run: Path) -> str:
 def _curves(metrics: list[dict[str, float]]) -> str:
     axis = "epoch" if all("epoch" in entry for entry in metrics) else "step"
     figures, absent = [], []
-    for key, heading, percent, meaning in CURVES:
+    for key, heading, percent, meaning in _of_optimizers(metrics):
         points = [(e[axis], e[key]) for e in metrics if key in e]
         finite = [value for _, value in points if math.isfinite(value)]
         if not finite:
@@ -377,6 +377,17 @@ def _curves(metrics: list[dict[str, float]]) -> str:
         )
     note = f'<p class="note">Not recorded: {", ".join(absent)}.</p>' if absent else ""
     return f'<div class="curves">\n{"".join(figures)}\n</div>\n{note}'
+
+
+def _of_optimizers(metrics: list[dict[str, float]]) -> list[tuple[str, str, bool, str]]:
+    """The curves, with a loss and a learning rate for each of several optimizers."""
+    names = dict.fromkeys(k.rpartition(".")[0] for e in metrics for k in e if k.endswith(".lr"))
+    curves = []
+    for key, heading, percent, meaning in CURVES:
+        split = names if key in ("loss", "lr") else {}
+        own = [(f"{n}.{key}", f"{heading}, {n}", percent, meaning) for n in split]
+        curves += own or [(key, heading, percent, meaning)]
+    return curves
 
 
 def _causes(metrics: list[dict[str, float]]) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-PROTOCOLS = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
+PROTOCOLS = {
+    "knn": "kNN",
+    "linear": "linear",
+    "linear-sgd": "linear, SGD",
+    "zero_shot": "zero-shot",
+}
 LOWER = ("kNN drop", "linear drop", "alignment", "uniformity")  # is better; of others, higher
 PLAIN = ("alignment", "uniformity", "RankMe")  # numbers; all others are shares
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from raycl.beton import FloatField, IntField, JSONField, Reader, RGBImageField, Writer
+from raycl.beton import (
+    FloatField,
+    IntField,
+    JSONField,
+    NDArrayField,
+    Reader,
+    RGBImageField,
+    Writer,
+)
 from raycl.data import inspect
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
@@ -192,6 +200,13 @@ def test_preview_shows_what_training_would_draw(
         expected = plain.render(torch.from_numpy(cut).permute(2, 0, 1)[None], drawn)[0]
         assert np.abs(row[4] / 255 - expected.permute(1, 2, 0).numpy()).max() < 0.51 / 255
         assert not np.array_equal(row[3], row[4])
+
+
+def test_nothing_to_preview(tmp_path: Path) -> None:
+    with Writer(tmp_path / "a.beton", {"features": NDArrayField(np.float32, (3,))}) as writer:
+        writer.write({"features": np.zeros(3, np.float32)})
+    with pytest.raises(RayclError, match="has no images to show in a field 'image'"):
+        inspect.preview(Shards(tmp_path), {}, tmp_path / "sheet.png")
 
 
 def test_preview_is_repeatable_and_follows_the_seed(shards: Shards, tmp_path: Path) -> None:

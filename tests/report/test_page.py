@@ -250,6 +250,19 @@ def test_an_embedding_that_cannot_be_drawn_says_why(
     assert line in write_report(tmp_path).read_text(encoding="utf-8")
 
 
+def test_each_of_several_optimizers_has_its_curves(tmp_path: Path) -> None:
+    lines = [
+        {"step": i, "critic.loss": 2.0 - i, "critic.lr": 0.1, "generator.loss": 5.0 * i,
+         "generator.lr": 0.3}
+        for i in (1, 2)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = write_report(tmp_path).read_text()
+    for heading in ("Loss, critic", "Loss, generator", "Learning rate, generator"):
+        assert f"<b>{heading}</b>" in page
+    assert "Not recorded: online knn" in page and "<b>Loss</b>" not in page
+
+
 def test_curves_that_were_not_recorded_are_named(tmp_path: Path) -> None:
     entries = [{"step": step, "loss": 1.0, "lr": 0.1, "knn": float("nan")} for step in range(3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, entries)))
