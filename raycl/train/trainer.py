@@ -212,7 +212,7 @@ def through_ray(recipe: Recipe, local: bool) -> bool:
     """Whether samples come from Ray Data's tasks, or each worker reads its own.
 
     On a machine by itself no other node could read for the workers, and Ray Data's processes start
-    at their cost: a group's first step came 8 to 14 s later through them (jobs/bench_start.py).
+    at their cost: a group's first step came 9 to 11 s later through them (jobs/bench_start.py).
     """
     data = recipe.data
     if data.engine != "raycl" or data.read_on == "worker":
