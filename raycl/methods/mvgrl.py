@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from raycl.errors import RayclError
 from raycl.methods.base import Batch, DataInfo, Method, Output, Settings, Step
 from raycl.nn.collectives import all_reduce_mean, gather, rank, world_size
-from raycl.nn.gcn import GCN, Sparse
+from raycl.nn.gcn import GCN, PageRank, Sparse
 from raycl.nn.losses import _precise
 
 
@@ -41,7 +41,8 @@ class MVGRL(Method):
     A batch packs G graphs, or sub-graphs of one: `id` (G,); `graph` (n,), the row of the batch that
     each node belongs to, ascending; `x` (n, F) features, or the entries of a sparse one, `x.index`
     (2, E) and `x.weight` (E,); and both views' block-diagonal (n, n) matrices, `adjacency.index`,
-    `adjacency.weight`, `diffusion.index` and `diffusion.weight`. Entries ascend by row.
+    `adjacency.weight`, `diffusion.index` and `diffusion.weight`. Entries ascend by row. Without the
+    last two, S is the PageRank of A_hat as it is in the batch.
     """
 
     paper = "arXiv 2006.05582"
@@ -51,17 +52,18 @@ class MVGRL(Method):
         level: Literal["node", "graph"] = "node"
         features: int = Field(1433, ge=1, description="values of a node, F")
         dim: int = Field(512, ge=1)
+        alpha: float = Field(0.2, gt=0, lt=1, description="of PageRank, where S is not given")
         layers: int = Field(2, ge=1, le=64, description="of a GCN with level=graph; else it is 1")
 
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
-        settings = self.config
-        if settings.level == "node":
-            self.encoder = NodeEncoder(settings.features, settings.dim)
-            self.discriminator = Discriminator(settings.dim)
+        dim = self.config.dim
+        if self.config.level == "node":
+            self.encoder = NodeEncoder(self.config)
+            self.discriminator = Discriminator(dim)
         else:
-            self.encoder = GraphEncoder(settings.features, settings.dim, settings.layers)
-            self.node_head = Head(settings.dim, settings.dim)
+            self.encoder = GraphEncoder(self.config)
+            self.node_head = Head(dim, dim)
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         if isinstance(self.encoder, NodeEncoder):
@@ -88,26 +90,24 @@ class MVGRL(Method):
 class NodeEncoder(nn.Module):
     """A batch -> H1 + H2 of its nodes (n, dim); a GCN of one layer for each view."""
 
-    def __init__(self, features: int, dim: int) -> None:
+    def __init__(self, config: MVGRL.Config) -> None:
         super().__init__()
-        self.features, self.dim = features, dim
-        self.adjacency, self.diffusion = GCN(features, dim), GCN(features, dim)
+        self.config, self.dim = config, config.dim
+        self.adjacency = GCN(config.features, config.dim)
+        self.diffusion = GCN(config.features, config.dim)
 
     def forward(self, batch: Batch) -> Tensor:
-        x = node_features(batch, self.features)
-        h1 = self.adjacency(matrix(batch, "adjacency"), x)
-        return h1 + self.diffusion(matrix(batch, "diffusion"), x)
+        x, a_hat, s = inputs(batch, self.config)
+        return self.adjacency(a_hat, x) + self.diffusion(s, x)
 
-    def views(self, batch: Batch, order: Tensor) -> tuple[Tensor, Tensor]:
+    def views(self, batch: Batch, order: Tensor) -> list[Tensor]:
         """H1 beside H~1 and H2 beside H~2, (n, 2, dim): H~ is of the rows x[order]."""
-
-        def view(gcn: GCN, m: Sparse) -> Tensor:
+        x, *matrices = inputs(batch, self.config)
+        views = []
+        for gcn, matrix in zip((self.adjacency, self.diffusion), matrices, strict=True):
             z = gcn.project(x)  # once for both, because (P X) W = P (X W)
-            return gcn.propagate(m, torch.stack([z, z[order]], 1))
-
-        x = node_features(batch, self.features)
-        h1 = view(self.adjacency, matrix(batch, "adjacency"))
-        return h1, view(self.diffusion, matrix(batch, "diffusion"))
+            views.append(gcn.propagate(matrix, torch.stack([z, z[order]], 1)))
+        return views
 
 
 class GraphEncoder(nn.Module):
@@ -116,32 +116,30 @@ class GraphEncoder(nn.Module):
     g is the concatenation over layers of the sums over nodes; its head f serves both views.
     """
 
-    def __init__(self, features: int, dim: int, layers: int) -> None:
+    def __init__(self, config: MVGRL.Config) -> None:
         super().__init__()
-        self.features, self.dim = features, dim
-        sizes = [features, *[dim] * (layers - 1)]
-        self.adjacency = nn.ModuleList(GCN(size, dim) for size in sizes)
-        self.diffusion = nn.ModuleList(GCN(size, dim) for size in sizes)
-        self.head = Head(layers * dim, dim)
+        self.config, self.dim = config, config.dim
+        sizes = [config.features, *[config.dim] * (config.layers - 1)]
+        self.adjacency = nn.ModuleList(GCN(size, config.dim) for size in sizes)
+        self.diffusion = nn.ModuleList(GCN(size, config.dim) for size in sizes)
+        self.head = Head(config.layers * config.dim, config.dim)
 
     def forward(self, batch: Batch) -> Tensor:
         (_, g1), (_, g2) = self.views(batch)
         return g1 + g2
 
-    def views(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def views(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """For each view the last layer's nodes (n, dim), and f(g) (G, dim)."""
-
-        def view(layers: nn.ModuleList, m: Sparse) -> tuple[Tensor, Tensor]:
+        x, *matrices = inputs(batch, self.config)
+        of, views = members(batch), []
+        for layers, matrix in zip((self.adjacency, self.diffusion), matrices, strict=True):
             h: Any = x
             sums = []
             for layer in layers:
-                h = layer(m, h)
+                h = layer(matrix, h)
                 sums.append(of @ h)
-            return h, self.head(torch.cat(sums, 1))
-
-        x, of = node_features(batch, self.features), members(batch)
-        first = view(self.adjacency, matrix(batch, "adjacency"))
-        return first, view(self.diffusion, matrix(batch, "diffusion"))
+            views.append((h, self.head(torch.cat(sums, 1))))
+        return views
 
 
 class Discriminator(nn.Module):
@@ -232,27 +230,26 @@ def shuffled(graph: Tensor, graphs: int, step: Step) -> Tensor:
     return (graph + torch.cat(draws).to(graph.device)).argsort()
 
 
-def node_features(batch: Batch, features: int) -> Tensor | Sparse:
-    """X (n, F) of a batch.
+def inputs(batch: Batch, config: MVGRL.Config) -> tuple[Tensor | Sparse, Sparse, Sparse | PageRank]:
+    """X (n, F), A_hat (n, n) and S (n, n) of a batch.
 
     Raises:
         RayclError: nodes have more or fewer values than the encoder takes.
     """
-    if "x.index" in batch:
-        return Sparse(batch["x.index"], batch["x.weight"], (len(batch["graph"]), features))
-    x = batch["x"]
-    if x.shape[1] != features:
+
+    def entries(name: str, columns: int) -> Sparse:
+        return Sparse(batch[f"{name}.index"], batch[f"{name}.weight"], (nodes, columns))
+
+    nodes, values = len(batch["graph"]), config.features
+    x = batch["x"] if "x" in batch else entries("x", values)
+    if x.shape[1] != values:
         raise RayclError(
-            f"method.features: {features} was given, and nodes have {x.shape[1]} values; set "
+            f"method.features: {values} was given, and nodes have {x.shape[1]} values; set "
             f"method.features={x.shape[1]}"
         )
-    return x
-
-
-def matrix(batch: Batch, view: str) -> Sparse:
-    """The block-diagonal matrix (n, n) of a view of a batch's graphs."""
-    n = len(batch["graph"])
-    return Sparse(batch[f"{view}.index"], batch[f"{view}.weight"], (n, n))
+    a_hat = entries("adjacency", nodes)
+    given = "diffusion.index" in batch
+    return x, a_hat, entries("diffusion", nodes) if given else PageRank(a_hat, config.alpha)
 
 
 def members(batch: Batch) -> Sparse:

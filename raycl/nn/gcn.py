@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+TOLERANCE = 1e-2  # of PageRank: what is left of an error
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,47 @@ class Sparse:
         )
 
 
+@dataclass(frozen=True)
+class PageRank:
+    """The diffusion alpha (I - (1 - alpha) A_hat)^-1 (n, n), by products with A_hat alone.
+
+    Its entries are never made. Chebyshev iteration (Saad 2003, algorithm 12.1) is a polynomial in
+    A_hat, so the gradient is the same product; about 8 steps come to within 1 % with alpha = 0.2,
+    where a power iteration takes 20.
+
+    Attributes:
+        walk: A_hat (n, n), symmetric.
+        alpha: probability that a walk ends at each step.
+    """
+
+    walk: Sparse
+    alpha: float
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """(n, n) @ (n, D) -> (n, D), with gradient for x alone."""
+        return _Product.apply(self, x)
+
+    @property
+    def transposed(self) -> PageRank:
+        return self
+
+    def times(self, x: Tensor) -> Tensor:
+        """The product without gradient."""
+        # Eigenvalues of I - (1 - alpha) A_hat lie within `reach` of 1.
+        reach = 1 - self.alpha
+        root = (self.alpha / (2 - self.alpha)) ** 0.5
+        steps = math.ceil(math.log(TOLERANCE / 2) / math.log((1 - root) / (1 + root)))
+        residual = self.alpha * x
+        change, rho = residual.clone(), reach
+        y = change.clone()
+        for _ in range(steps):
+            residual += reach * self.walk.times(change) - change
+            before, rho = rho, 1 / (2 / reach - rho)
+            change.mul_(rho * before).add_(residual, alpha=2 * rho / reach)
+            y += change
+        return y
+
+
 class GCN(nn.Module):
     """One graph convolution, PReLU(M X W + b) (MVGRL, section 3.2; Kipf and Welling 2017).
 
@@ -73,7 +117,7 @@ class GCN(nn.Module):
         self.act = nn.PReLU()
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, matrix: Sparse, x: Tensor | Sparse) -> Tensor:
+    def forward(self, matrix: Sparse | PageRank, x: Tensor | Sparse) -> Tensor:
         """Propagation matrix M (n, n) and features X (n, features) -> (n, dim)."""
         return self.propagate(matrix, self.project(x))
 
@@ -81,14 +125,14 @@ class GCN(nn.Module):
         """X W (n, dim) of features (n, features)."""
         return x @ self.weight.T
 
-    def propagate(self, matrix: Sparse, z: Tensor) -> Tensor:
+    def propagate(self, matrix: Sparse | PageRank, z: Tensor) -> Tensor:
         """PReLU(M Z + b) of X W (n, ..., dim); several of one graph cost less than one by one."""
         return self.act((matrix @ z.flatten(1)).view_as(z) + self.bias)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Sparse, x: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Sparse | PageRank, x: Tensor) -> Tensor:
         ctx.matrix = matrix
         return matrix.times(x)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from raycl.errors import RayclError
@@ -163,6 +164,17 @@ def test_sparse_features_are_the_dense_ones(level: str) -> None:
     batch["x.index"] = x.nonzero().T
     batch["x.weight"] = x[*batch["x.index"]]
     torch.testing.assert_close(method.encoder(batch), expected)
+
+
+def test_without_a_diffusion_it_is_the_page_rank_of_the_batch() -> None:
+    method, batch = small("node"), drawn([20, 30])
+    exact = [graph.ppr(power_law(n, 2 * n, seed=i)) for i, n in enumerate([20, 30])]
+    index, weight = graph.pack([csr_array(matrix) for matrix in exact])
+    batch["diffusion.index"] = torch.from_numpy(index)
+    batch["diffusion.weight"] = torch.from_numpy(weight).double()
+    expected = method.encoder(batch)
+    del batch["diffusion.index"], batch["diffusion.weight"]
+    torch.testing.assert_close(method.encoder(batch), expected, rtol=0.02, atol=0.01)
 
 
 def test_what_a_batch_holds_does_not_leak_between_graphs() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from raycl.nn.gcn import GCN, Sparse
+from raycl.nn.gcn import GCN, PageRank, Sparse
 from raycl.views import graph
 from tests.views.graphs import power_law
 
@@ -27,6 +28,18 @@ def test_products_and_gradients_are_those_of_the_dense_matrix() -> None:
     gradients = [torch.autograd.grad((m @ x * weight).sum(), x)[0] for m in (matrix, dense)]
     torch.testing.assert_close(*gradients)
     torch.testing.assert_close(matrix.transposed @ dense, dense.T @ dense)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 0.9])
+def test_page_rank_is_the_exact_diffusion(alpha: float) -> None:
+    adjacency = power_law(80, 200)
+    index, weight = map(torch.from_numpy, graph.pack([graph.normalised(adjacency)]))
+    diffusion = PageRank(Sparse(index, weight.double(), (80, 80)), alpha)
+    exact = torch.from_numpy(graph.ppr(adjacency, alpha))
+    x = torch.randn(80, 3, dtype=torch.float64, requires_grad=True)
+    assert (diffusion @ x - exact @ x).norm() < 0.01 * (exact @ x).norm()
+    gradients = [torch.autograd.grad((m @ x)[:9].sum(), x)[0] for m in (diffusion, exact)]
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[1].norm()
 
 
 def test_a_layer_is_what_the_paper_writes() -> None:
