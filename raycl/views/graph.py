@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, vstack
 
-ENTRIES = 1 << 25  # that walks from a block of nodes may hold: 256 MiB, and as much to work with
+ENTRIES = 1 << 24  # that a step of the walks from a block of nodes may make: 128 MiB at most
 EPSILONS = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -165,10 +165,10 @@ def _walks(
     """The `top` largest entries of each row of sum_k theta_k P^k_ij (d_i / d_j)^power; (n, n).
 
     Walks from a block of nodes go on together, a step at a time. Those of one node that come to j
-    end before it if their probability, times what is left of theta, is at most epsilon d_j (as in
-    the push of Andersen, Chung and Lang 2006). So the degrees of the nodes that a step starts from
-    sum to 1 / epsilon at most, whatever the graph, which bounds the time (for PPR by
-    n / (alpha epsilon) edges) and a block's memory. Each step loses epsilon d_j at most.
+    stop there if their probability, times what is left of theta, is at most epsilon d_j (as in the
+    push of Andersen, Chung and Lang 2006). So the degrees of the nodes that a step goes on from sum
+    to 1 / epsilon at most, whatever the graph, which bounds the time (PPR: n / (alpha epsilon)
+    edges) and the memory of a block. A step loses epsilon d_j of an entry at most.
     """
     looped, degree = _looped(adjacency)
     nodes = len(degree)
@@ -185,10 +185,10 @@ def _walks(
         )
         steps = [walks]
         for rest in left[1:]:
-            walks = walks @ onward
-            walks = _where(walks, walks.data * rest > epsilon)
-            if not walks.nnz:
+            going = _where(walks, walks.data * rest > epsilon) if len(steps) > 1 else walks
+            if not going.nnz:
                 break
+            walks = going @ onward
             steps.append(walks)
         # One product adds up all steps, in a tenth of the time of adding them one by one.
         each = np.arange(len(steps)) * len(own) + np.arange(len(own))[:, None]
