@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.errors import RayclError
-from raycl.methods.base import Batch, DataInfo, Method, Output, Settings, Step
+from raycl.methods.base import Batch, DataInfo, Method, Output, Settings, Step, Stream
 from raycl.nn.collectives import all_reduce_mean, gather, rank, world_size
 from raycl.nn.gcn import GCN, PageRank, Sparse
 from raycl.nn.losses import _precise
@@ -64,6 +64,13 @@ class MVGRL(Method):
         else:
             self.encoder = GraphEncoder(self.config)
             self.node_head = Head(dim, dim)
+
+    @classmethod
+    def views(cls, config: Config) -> dict[str, Stream]:
+        raise RayclError(
+            "method.name: mvgrl cannot be trained by a recipe yet, because no data set of graphs "
+            "travels to it; its step takes batches as its docstring says"
+        )
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         if isinstance(self.encoder, NodeEncoder):
