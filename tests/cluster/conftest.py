@@ -25,7 +25,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_failure_threshold": "3",
 }
 numbers = itertools.count(os.getpid() % 200)
 
