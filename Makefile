@@ -21,7 +21,9 @@ ffcv: .venv/.packages
 demo: env
 	$(BIN)/raycl demo
 
-test: ffcv lint types pytest
+# Style and types are looked at beside the tests, which wait for Ray half of their time.
+test: ffcv
+	@$(MAKE) --no-print-directory -j3 lint types pytest
 
 lint: .venv/.packages
 	$(BIN)/ruff check

@@ -2,11 +2,11 @@
 
     python jobs/reproduce.py STUDY data.train=DATA/train data.test=DATA/test [--seeds 3] [--out DIR]
 
-A study is `raycl/recipes/METHOD/study.yml` by the name of its method, or a file: arms, each a
-recipe and what is changed in it, and what is changed when they are scored. Runs lie in
-OUT/ARM-SEED; those that have ended are not repeated, so that the same command goes on after an
-interruption. Scores are of the newest checkpoint on `data.test`, by the protocols of the recipe;
-seconds are the median of the epochs on this machine.
+A study is `raycl/recipes/METHOD/study.yml` by the name of its method, `raycl/recipes/NAME.yml` by
+its own (mvgrl/nodes), or a file: arms, each a recipe and what is changed in it, and what is changed
+when they are scored. Runs lie in OUT/ARM-SEED; those that have ended are not repeated, so that the
+same command goes on after an interruption. Scores are of the newest checkpoint on `data.test`, by
+the protocols of the recipe; seconds are the median of the epochs on this machine.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Figures = dict[str, list[float]]  # by name, a value for each seed
 
 
 def study(name: str) -> dict[str, Any]:
-    path = Path(name)
-    if not path.is_file():
-        path = Path(str(resources.files("raycl"))) / "recipes" / name / "study.yml"
-    if not path.is_file():
-        raise RayclError(f"{name}: no study; there is neither this file nor {path}")
+    recipes = Path(str(resources.files("raycl"))) / "recipes"
+    paths = [Path(name), recipes / name / "study.yml", recipes / f"{name}.yml"]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise RayclError(f"{name}: no study; there is none of {', '.join(map(str, paths))}")
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 

@@ -27,7 +27,7 @@ from raycl.sections import Data, Evaluation, Optimizer, Section, Trainer
 
 if TYPE_CHECKING:
     from raycl.methods.base import DataInfo, Method, Stream
-    from raycl.views.image import ImageView, MaskView
+    from raycl.views.packing import View
 
 
 class RecipeError(RayclError):
@@ -100,13 +100,11 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _views_of(streams: Mapping[str, Stream]) -> dict[str, ImageView | MaskView]:
+def _views_of(streams: Mapping[str, Stream]) -> dict[str, View]:
     return {name: view for stream in streams.values() for name, view in stream.views.items()}
 
 
-def _shared(
-    name: str, defaults: Mapping[str, ImageView | MaskView], views: Mapping[str, Any]
-) -> dict[str, Any]:
+def _shared(name: str, defaults: Mapping[str, View], views: Mapping[str, Any]) -> dict[str, Any]:
     """What of the fields directly under `views` is meant for one of them.
 
     Nothing, where other views are drawn from it, or where it masks such a one; of the others, a
@@ -115,16 +113,14 @@ def _shared(
     from raycl.views.image import MaskView
 
     view = defaults[name]
-    bases = {v.of for v in defaults.values() if not isinstance(v, MaskView)}
+    bases = {getattr(v, "of", None) for v in defaults.values()}
     shared = {key: value for key, value in views.items() if key not in defaults}
     if (view.follows if isinstance(view, MaskView) else name) in bases:
         return {}
     return {k: v for k, v in shared.items() if k == "size" or not isinstance(view, MaskView)}
 
 
-def _settings(
-    name: str, defaults: Mapping[str, ImageView | MaskView], views: Mapping[str, Any]
-) -> dict[str, Any]:
+def _settings(name: str, defaults: Mapping[str, View], views: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of one view of a recipe."""
     default = defaults[name].model_dump()
     return merge(merge(default, _shared(name, defaults, views)), views.get(name) or {})

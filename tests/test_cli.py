@@ -52,6 +52,8 @@ def test_the_choices_are_those_of_the_recipe_and_the_importers() -> None:
         (["pretrain", "simclr/digits", "--resume", "x"], "leave RECIPE out"),
         (["pretrain", "--resume", "/nowhere"], "unknown recipe '/nowhere'"),
         (["evaluate", "/nowhere"], "/nowhere"),
+        (["embed", "/nowhere", "data", "out"], "/nowhere"),
+        (["embed", "/nowhere", "data", "out", "--part", "0"], "Invalid value for '--part'"),
         (["report", "/nowhere"], "holds no recipe.yaml"),
         (["data", "info", "/nowhere"], "there is no such"),
         (["data", "import", "npz", "out"], "SRC OUT is needed"),

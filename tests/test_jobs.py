@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raycl.recipe import load
 from tests.conftest import ROOT, Cluster
 
 
@@ -28,7 +29,9 @@ def submit(cluster: Cluster, *entrypoint: str) -> str:
     return done.stdout
 
 
-def test_pretrain_and_evaluate_as_jobs(cluster: Cluster, tiny: list[str], tmp_path: Path) -> None:
+def test_pretrain_and_evaluate_as_jobs(
+    cluster: Cluster, digits: Path, tiny: list[str], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     changes = [*tiny, "trainer.stop.epochs=1", "trainer.workers=2"]
     printed = submit(cluster, "jobs/pretrain.py", "simclr/digits", "--run", str(run), *changes)
@@ -80,6 +83,38 @@ def test_a_study_is_run_once_and_told_in_a_table(
     assert "untrained encoder: kNN" in found["warm"] and found["warm"]["kNN"][0] > 10
     row = json.loads((out / "warm-0" / "evaluation.json").read_text())["rows"][-1]
     assert 100 * row["score"] == found["warm"]["kNN"][0]
+
+
+STUDIES = sorted((ROOT / "raycl" / "recipes").rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_arm_of_a_packaged_study_is_a_valid_recipe(path: Path) -> None:
+    content = yaml.safe_load(path.read_text())
+    assert content["arms"]
+    for arm in content["arms"].values():
+        recipe = load(arm["recipe"], [*content.get("set", []), *arm.get("set", [])])
+        assert recipe.trainer.workers == 1
+        load(arm["recipe"], content.get("evaluate", []))
+
+
+def test_few_labels_from_scratch_and_from_an_encoder(tiny: list[str], tmp_path: Path) -> None:
+    """The study of shares of the labels, made small: a digit of each class is what 1 % are."""
+    small = [*tiny[:3], "method.encoder.width=8", "views.size=16", "trainer.batch=10"]
+    small += ["trainer.stop.epochs=1", "evaluation.size=16", "data.limit=200"]
+    for name, more in (
+        ("scratch", []),
+        ("tuned", [f"init_from={tmp_path / 'scratch'}/1-percent-0"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "jobs/reproduce.py", "supervised", *small, *more, "--seeds", "1",
+             "--arms", "1 percent", "--out", str(tmp_path / name)],
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = tmp_path / name / "1-percent-0"
+        (row,) = json.loads((run / "evaluation.json").read_text())["rows"]
+        assert (row["protocol"], row["train"], row["test"]) == ("classifier", 10, 360)
 
 
 @pytest.mark.parametrize("token", ["", "wrong" * 8])

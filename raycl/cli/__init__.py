@@ -59,6 +59,9 @@ class Protocol(StrEnum):
     classifier = "classifier"
     detection = "detection"
     zero_shot = "zero_shot"
+    nodes = "nodes"
+    graphs = "graphs"
+    clusters = "clusters"
     dense = "dense"
     localization = "localization"
     backgrounds = "backgrounds"
@@ -167,7 +170,7 @@ def _display(recipe: Recipe) -> Iterator[Any]:
             nonlocal shown
             known.update(record)
             if int(record["epoch"]) > shown:
-                shown = int(record["epoch"])
+                shown = int(record["epoch"]) + epochs // 100  # a hundred lines will do
                 typer.echo(f"epoch {record['epoch']:.1f}/{epochs}  {text()}", err=True)
 
         yield listen_plainly
@@ -252,6 +255,32 @@ def _table(rows: list[dict[str, Any]]) -> None:
         cells = [(column[2], found.get((name, *column))) for column in columns]
         table.add_row(name, *("" if s is None else scores.shown(m, s) for m, s in cells))
     Console().print(table)
+
+
+@app.command()
+def embed(
+    run: RunArgument,
+    data: Annotated[str, typer.Argument(help="Shard, directory, glob or URI.")],
+    out: Annotated[str, typer.Argument(help="Directory or URI to make.")],
+    overrides: Overrides = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The best checkpoint, not the newest.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Actors of a GPU or core each; by default all.", min=1)
+    ] = None,
+    part: Annotated[int, typer.Option(help="Samples of a file.", min=1)] = 8192,
+) -> None:
+    """Write an encoder's features of a data set as Parquet. Stopped, it goes on when run again."""
+    from raycl.cli.data import writing
+    from raycl.train.embed import embed as write
+
+    changes = overrides or []
+    with writing("embed") as progress:
+        done = write(
+            run, data, out, changes, best=best, workers=workers, part=part, progress=progress
+        )
+    typer.echo(f"{out}: {done.samples} samples of {done.dim} features in {done.parts} files")
 
 
 @app.command()

@@ -31,6 +31,7 @@ class Importer(StrEnum):
     segmentation = "segmentation"
     detection = "detection"
     features = "features"
+    graph = "graph"
 
 
 class WriteMode(StrEnum):
@@ -73,10 +74,17 @@ def import_(
     label_column: Annotated[
         str | None, typer.Option(help="The same of labels, or a key of .json members.")
     ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="graph: nodes of sub-graphs; by default large ones are cut.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="features, by raycl embed: CSV of class, 1 if unseen, numbers."),
+    ] = None,
     workers: Writers = 1,
     address: Address = None,
 ) -> None:
-    """Turn images or clips into .beton shards. Stopped, it goes on when it is run again."""
+    """Turn foreign data into .beton shards. Stopped, it goes on when it is run again."""
     from raycl.data.sink import Storage, import_dataset
     from raycl.errors import RayclError
 
@@ -96,7 +104,7 @@ def import_(
         shard_samples=shard_samples,
         shard_bytes=shard_size << 20,
     )
-    with _writing(kind.value) as progress:
+    with writing(kind.value) as progress:
         written = import_dataset(
             kind.value,
             source,
@@ -105,6 +113,8 @@ def import_(
             storage=storage,
             image_column=image_column,
             label_column=label_column,
+            window=window,
+            classes=classes,
             workers=workers,
             address=address,
             progress=progress,
@@ -113,7 +123,7 @@ def import_(
 
 
 @contextmanager
-def _writing(title: str) -> Iterator[Callable[[int, int], None]]:
+def writing(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar for a data set that is being written; Ctrl-C says what is kept."""
     from rich.console import Console
     from rich.progress import Progress
@@ -146,7 +156,7 @@ def reshard(
     from raycl.data import reshape
 
     sources, out = _sources(places, "reshard")
-    with _writing("reshard") as progress:
+    with writing("reshard") as progress:
         written = reshape.reshard(
             sources,
             out,
@@ -165,7 +175,7 @@ def concat(places: Places, workers: Writers = 1, address: Address = None) -> Non
     from raycl.data import reshape
 
     sources, out = _sources(places, "concat")
-    with _writing("concat") as progress:
+    with writing("concat") as progress:
         written = reshape.concat(sources, out, workers=workers, address=address, progress=progress)
     _list_written([written])
 
@@ -197,7 +207,7 @@ def convert(
         shard_samples=shard_samples,
         shard_bytes=shard_size << 20,
     )
-    with _writing("convert") as progress:
+    with writing("convert") as progress:
         written = reshape.convert(
             sources, out, storage, workers=workers, address=address, progress=progress
         )
@@ -220,7 +230,7 @@ def saliency(
     from raycl.data import reshape
 
     sources, out = _sources(places, "saliency")
-    with _writing("saliency") as progress:
+    with writing("saliency") as progress:
         written = reshape.saliency(
             sources,
             out,

@@ -1,4 +1,4 @@
-"""From encoded samples to uint8 views: decode once, cut every view from it, in threads.
+"""From encoded samples to views: decode once, cut every view from it, in threads.
 
 One decoded image serves all its views, and goes straight from the thread's own buffer into the
 batch. Decoding and resizing release the GIL. A GPU can do both instead.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from raycl.beton.fields import JPG, RAW, check_jpeg, decode_jpeg
 from raycl.errors import RayclError
-from raycl.views.image import ImageView, MaskView, View
+from raycl.views.image import ImageView, MaskView
+from raycl.views.packing import GraphView, Matrices, View
 
 SPAN = 16  # rows that a thread takes at a time
 FINER = 2.0  # a scaled JPEG still has at least so many pixels for one of the view, along each side
 
-Pixels = Any  # an array; a tensor where a device cuts
+Pixels = Any  # an array; a tensor where a device cuts; a list of what is packed later
 
 _memory = threading.local()
 _log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Decoder:
             rows: columns `id`, and for every image field its payloads, `mode`, `height`, `width`;
                 or the views' pixels where they were cut on another node (`raycl.data.pool`). `lost`
                 tells which rows have lost an array.
-            out: by view, (N, *shape) uint8, on the device if there is one; written to.
+            out: by view, (N, *shape) uint8, on the device if there is one; of graphs a list of N.
+                Written to.
         """
         count = len(rows["id"])
         plans = {
@@ -107,19 +109,21 @@ class Decoder:
         }
         masks = {n: v for n, v in self.views.items() if isinstance(v, MaskView)}
         plans |= {n: {k: plans[v.follows][k] for k in ("box", "flip")} for n, v in masks.items()}
-        if self.views and self.views.keys() <= rows.keys():
+        if self.views and "substituted" in rows:
             for name, pixels in out.items():
                 pixels[...] = rows[name].reshape(pixels.shape)
             return Cutting(self, rows["id"], plans, out, [], int(rows["substituted"].sum()))
-        fields: list[_Field | _Masks] = [self._field(name, rows, plans) for name in self._fields]
+        fields: list[_Source] = [self._field(name, rows, plans) for name in self._fields]
+        graphs = {n: v for n, v in self.views.items() if isinstance(v, GraphView)}
+        fields += [_Graphs(rows[view.field], name, view) for name, view in graphs.items()]
         lost = np.flatnonzero(rows.get("lost", ())).tolist()
         for name, view in masks.items():
             field = self._images[view.follows].field
             sizes = zip(
                 *(rows[f"{field}.{side}"].tolist() for side in ("height", "width")), strict=True
             )
-            cuts = (name, view, plans[name]["box"].tolist(), plans[name]["flip"].tolist())
-            fields.append(_Masks(rows[view.field], list(sizes), [cuts]))
+            boxes, flips = (plans[name][key].tolist() for key in ("box", "flip"))
+            fields.append(_Masks(rows[view.field], list(sizes), name, view, boxes, flips))
         span, work = (SPAN, self._span) if self.device is None else (count, self._on_device)
         spans = [
             self.pool.submit(work, range(at, min(at + span, count)), fields, out)
@@ -149,7 +153,7 @@ class Decoder:
         )
 
     def _span(
-        self, span: range, fields: Sequence[_Field | _Masks], out: Mapping[str, Pixels]
+        self, span: range, fields: Sequence[_Source], out: Mapping[str, Pixels]
     ) -> tuple[dict[int, str], float, float]:
         """Cuts some rows; returns what was wrong with which, and the seconds of both halves."""
         bad: dict[int, str] = {}
@@ -158,22 +162,18 @@ class Decoder:
             for field in fields:
                 begin = time.perf_counter()
                 try:
-                    image = field.decode(row)
+                    sample = field.decode(row)
                 except (RayclError, ValueError, OSError) as error:
                     bad[row] = str(error)
                     break
                 middle = time.perf_counter()
-                for name, view, boxes, flips in field.views:
-                    box = boxes[row]
-                    if image.shape[:2] != field.sizes[row]:
-                        box = shrunk(box, field.sizes[row], image.shape[:2])
-                    view.cut(image, box, flips[row], out[name][row])
+                field.cut(sample, row, out)
                 end = time.perf_counter()
                 decoding, cropping = decoding + middle - begin, cropping + end - middle
         return bad, decoding, cropping
 
     def _on_device(
-        self, span: range, fields: Sequence[_Field | _Masks], out: Mapping[str, Tensor]
+        self, span: range, fields: Sequence[Any], out: Mapping[str, Tensor]
     ) -> tuple[dict[int, str], float, float]:
         """`_span` where a whole batch of JPEGs is decoded at once."""
         bad: dict[int, str] = {}
@@ -281,7 +281,7 @@ def finish_together(cutting: Sequence[Cutting]) -> list[Drawn]:
         if cutting[0].decoder.corrupt == "error":
             raise RayclError(
                 f"{damaged[first]}; mend or re-import the data set (`raycl data verify` lists all "
-                f"bad samples), or set data.corrupt=substitute"
+                f"bad samples), or train with data.corrupt=substitute"
             )
         if len(damaged) == len(ids):
             raise RayclError(
@@ -293,6 +293,14 @@ def finish_together(cutting: Sequence[Cutting]) -> list[Drawn]:
         other = cutting[0].ids[drawn[0].rows[row]]
         _log.warning("%s; in its place stands %s", error, cutting[0].decoder.locate(int(other)))
     return drawn
+
+
+class _Source(Protocol):
+    """One field of some rows."""
+
+    def decode(self, row: int) -> Any: ...
+
+    def cut(self, sample: Any, row: int, out: Mapping[str, Pixels]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -333,6 +341,13 @@ class _Field:
             memory = _memory.buffer = np.empty(bytes_, np.uint8)
         return decode_jpeg(self.payloads[row], self.least[row], memory)
 
+    def cut(self, image: np.ndarray, row: int, out: Mapping[str, Pixels]) -> None:
+        for name, view, boxes, flips in self.views:
+            box = boxes[row]
+            if image.shape[:2] != self.sizes[row]:
+                box = shrunk(box, self.sizes[row], image.shape[:2])
+            view.cut(image, box, flips[row], out[name][row])
+
 
 @dataclass(frozen=True)
 class _Masks:
@@ -340,7 +355,10 @@ class _Masks:
 
     payloads: Sequence[Any]
     sizes: list[tuple[int, int]]
-    views: list[tuple[str, MaskView, list[list[int]], list[bool]]]
+    name: str
+    view: MaskView
+    boxes: list[list[int]]
+    flips: list[bool]
 
     def decode(self, row: int) -> np.ndarray:
         """The mask of a row, (H, W) uint8."""
@@ -354,6 +372,9 @@ class _Masks:
                 )
             return np.asarray(image.convert("L") if image.mode == "1" else image)
 
+    def cut(self, mask: np.ndarray, row: int, out: Mapping[str, Pixels]) -> None:
+        self.view.cut(mask, self.boxes[row], self.flips[row], out[self.name][row])
+
     def cut_on_device(self, span: range, out: Mapping[str, Tensor]) -> dict[int, str]:
         """Cuts them here and copies them there."""
         bad: dict[int, str] = {}
@@ -363,11 +384,25 @@ class _Masks:
             except (OSError, ValueError) as error:
                 bad[row] = str(error)
                 continue
-            for name, view, boxes, flips in self.views:
-                here = np.empty(view.shape, np.uint8)
-                view.cut(mask, boxes[row], flips[row], here)
-                out[name][row].copy_(torch.from_numpy(here))
+            here = np.empty(self.view.shape, np.uint8)
+            self.cut(mask, row, {self.name: {row: here}})
+            out[self.name][row].copy_(torch.from_numpy(here))
         return bad
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """The graphs of some rows."""
+
+    payloads: Sequence[Any]
+    name: str
+    view: GraphView
+
+    def decode(self, row: int) -> Matrices:
+        return self.view.open(self.payloads[row])
+
+    def cut(self, graph: Matrices, row: int, out: Mapping[str, Pixels]) -> None:
+        out[self.name][row] = graph
 
 
 def shrunk(box: Sequence[int], size: tuple[int, int], to: tuple[int, ...]) -> list[int]:

@@ -60,13 +60,13 @@ def run_on_ray(
         try:
             data.write_datasink(ShardSink(), ray_remote_args={"num_cpus": 1}, concurrency=workers)
         except Exception as error:
-            reason = _reason(error)
-            if reason is None:
+            mistake = reason(error)
+            if mistake is None:
                 raise
-            raise RayclError(str(reason)) from error
+            raise RayclError(str(mistake)) from error
 
 
-def _reason(error: BaseException) -> RayclError | None:
+def reason(error: BaseException) -> RayclError | None:
     """The user's mistake inside of what Ray wraps around it."""
     seen: BaseException | None = error
     while seen is not None:

@@ -41,15 +41,23 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError or storage.Unavailable where there is no such file."""
 
-        def work(fs: Any, path: str) -> bytes:
-            with fs.open_input_file(path) as file:
-                blob = stores.ArrowBlob(file)
-                content = blob.read(0, blob.size)
+        def whole(file: Any) -> bytes:
+            blob = stores.ArrowBlob(file)
+            content = blob.read(0, blob.size)
             if len(content) != blob.size:
                 raise ConnectionError(f"{len(content)} of {blob.size} bytes came")
             return content
 
-        return (self / name)._with(work)
+        return self.opened(name, whole)
+
+    def opened(self, name: str, work: Callable[[Any], T]) -> T:
+        """What `work` makes of a file, open as pyarrow's; raises as `read` does."""
+
+        def of_open(fs: Any, path: str) -> T:
+            with fs.open_input_file(path) as file:
+                return work(file)
+
+        return (self / name)._with(of_open)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Writes a file whole, over one of that name."""

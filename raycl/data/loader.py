@@ -21,7 +21,8 @@ from raycl.data.plan import Columns, Plan, part, read_samples, travelling
 from raycl.data.shards import Shards
 from raycl.data.streams import Stream, Views, numbers_of, streams_of, stripped
 from raycl.errors import RayclError
-from raycl.views.image import ImageView, MaskView, View
+from raycl.views.image import ImageView, MaskView
+from raycl.views.packing import GraphView, View
 
 SPARED = 8  # damaged samples of a lane that are too few to speak of a share
 
@@ -191,19 +192,30 @@ class Drawing:
     pixels: dict[str, Tensor]
     cutting: list[Cutting]
 
+    def packed(self) -> Batch:
+        """The graphs of all lanes, by the names of the batch."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, view in self.stream.decoder.views.items():
+            if isinstance(view, GraphView):
+                arrays |= view.pack([graph for cut in self.cutting for graph in cut.out[name]])
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
 
 def _start(stream: Stream, lanes: list[Columns], epoch: int, slot: Slot) -> Drawing:
     ends = np.cumsum([0, *(len(lane["id"]) for lane in lanes)]).tolist()
-    device = stream.decoder.device
+    device, views = stream.decoder.device, stream.decoder.views
+    graphs = [name for name, view in views.items() if isinstance(view, GraphView)]
     pixels = {
         name: slot.take(stream.prefix + name, (ends[-1], *view.shape), device)
-        for name, view in stream.decoder.views.items()
+        for name, view in views.items()
+        if not isinstance(view, GraphView)
     }
     arrays = pixels if device else {name: values.numpy() for name, values in pixels.items()}
-    cutting = [
-        stream.decoder.start(lane, epoch, {name: values[a:b] for name, values in arrays.items()})
-        for lane, (a, b) in zip(lanes, pairwise(ends), strict=True)
-    ]
+    cutting = []
+    for lane, (a, b) in zip(lanes, pairwise(ends), strict=True):
+        out: dict[str, Any] = {name: values[a:b] for name, values in arrays.items()}
+        out |= {name: [None] * (b - a) for name in graphs}
+        cutting.append(stream.decoder.start(lane, epoch, out))
     return Drawing(stream, lanes, pixels, cutting)
 
 
@@ -223,6 +235,7 @@ def _put(host: Host, group: Sequence[Drawing]) -> None:
             host.batch |= {f"{prefix}{name}.{key}": plan[key] for key in ("box", "flip")}
             if isinstance(drawing.stream.decoder.views[name], ImageView):
                 host.plans[prefix + name] = plan
+        host.batch |= {prefix + name: values for name, values in drawing.packed().items()}
         host.substituted = host.substituted + [d.substituted for d in drawn]
         host.cut["decode"] += sum(d.decode for d in drawn)
         host.cut["crop"] += sum(d.crop for d in drawn)
@@ -234,7 +247,7 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 def walk(
     shards: Shards,
-    view: ImageView | str,
+    view: ImageView | GraphView | str,
     ids: np.ndarray,
     *,
     batch: int,
@@ -248,11 +261,11 @@ def walk(
 
     The batch holds the view under "view" and every number of the data set, `label` among them; if
     it is `masked`, also what of the field "mask" the view shows, (N, size, size) uint8. A view that
-    is the name of a field stands for its array, as float32.
+    is the name of a field stands for its array, as float32; one of graphs for what it packs.
     """
-    images = {} if isinstance(view, str) else {"view": view}
+    images = {"view": view} if isinstance(view, ImageView) else {}
     numbers = numbers_of(shards, travelling(shards, [view] if isinstance(view, str) else []))
-    views: dict[str, View] = {**images}
+    views: dict[str, View] = {} if isinstance(view, str) else {"view": view}
     if masked:
         views["mask"] = MaskView(follows="view", size=images["view"].size)
     slots = slots_of(device)

@@ -15,6 +15,7 @@ from raycl.data.order import PADDING
 from raycl.data.plan import Columns, Plan, from_table, part, to_table
 from raycl.data.streams import Stream, Views, streams_of, stripped
 from raycl.views.image import ImageView
+from raycl.views.packing import GraphView
 
 
 class Cutter:
@@ -48,6 +49,7 @@ def _cut_together(
         stream.prefix + name: np.zeros((rows, *view.shape), np.uint8)
         for stream in group
         for name, view in stream.decoder.views.items()
+        if not isinstance(view, GraphView)
     }
     for at in range(0, rows, plan.batch):
         if columns["step"][at] == PADDING:

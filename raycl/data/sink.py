@@ -49,6 +49,7 @@ KINDS = (
     "segmentation",
     "detection",
     "features",
+    "graph",
 )
 Encoded = tuple[Any, Payload | None]  # a cell of the metadata table, and a payload
 _UPRIGHT = 1
@@ -120,6 +121,8 @@ def import_dataset(
     storage: Storage | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    window: int | None = None,
+    classes: str | Path | None = None,
     **writing: Unpack[Writing],
 ) -> list[Written]:
     """Writes a foreign data set as shards, with a `dataset.json` beside them.
@@ -137,6 +140,8 @@ def import_dataset(
         storage: how images are stored.
         image_column, label_column: of "parquet", where they cannot be guessed; for "webdataset" the
             endings of members, or the key of the label in `.json`.
+        window: nodes of the sub-graphs that a "graph" is cut into; None: only large ones are cut.
+        classes: of "features" that `raycl embed` wrote, a table of their classes.
         writing: workers, the shards that are written at a time, by Ray if there are several;
             address, of a Ray cluster that writes them; progress, called with the samples done and
             their total.
@@ -146,7 +151,7 @@ def import_dataset(
     """
     storage = storage or Storage()
     target = checked_target(out)
-    splits = _limited(_splits(kind, source, image_column, label_column), limit)
+    splits = _limited(_splits(kind, source, image_column, label_column, window, classes), limit)
     if any(split.field != "image" for split in splits):
         _refuse_image_options(kind, storage)
     origin = kind if source is None else f"{kind}: {source}"
@@ -157,6 +162,8 @@ def import_dataset(
         "limit": limit,
         "image_column": image_column,
         "label_column": label_column,
+        "window": window,
+        "classes": None if classes is None else str(Path(classes).absolute()),
         **asdict(storage),
         "contents": {split.name: split.stamp for split in splits},
     }
@@ -164,13 +171,19 @@ def import_dataset(
 
 
 def _splits(
-    kind: str, source: str | Path | None, image: str | None, label: str | None
+    kind: str,
+    source: str | Path | None,
+    image: str | None,
+    label: str | None,
+    window: int | None,
+    classes: str | Path | None,
 ) -> list[Split]:
     from raycl.data.importers import (
         cifar10,
         detection,
         digits,
         features,
+        graph_sets,
         imagefolder,
         npz,
         parquet,
@@ -184,6 +197,11 @@ def _splits(
         raise RayclError(
             f"import {kind}: image_column and label_column are of parquet and webdataset"
         )
+    positive("window", window)
+    if window and kind != "graph":
+        raise RayclError(f"import {kind}: window is of graphs")
+    if classes and kind != "features":
+        raise RayclError(f"import {kind}: classes is of features")
     if kind == "digits":
         if source is not None:
             raise RayclError("import digits: the images come with scikit-learn; give no SRC")
@@ -211,7 +229,9 @@ def _splits(
             case "detection":
                 return detection.splits(path)
             case "features":
-                return features.splits(path)
+                return features.splits(path, Path(classes) if classes else None)
+            case "graph":
+                return graph_sets.splits(path, window)
             case _:
                 return cifar10.splits(path)
     except OSError as error:
@@ -240,7 +260,7 @@ def _part(split: Split, origin: str, storage: Storage) -> Part:
     match split.field:
         case "image":
             field = storage.field(split.mode)
-        case "video":
+        case "video" | "graph":
             field = BytesField()
         case "features":
             (first,) = split.items[:1]
@@ -306,7 +326,7 @@ class _Shard:
             raise RayclError(f"{item.origin}: not an image, or of an unknown format") from error
         # Pillow's parsers raise whatever a damaged header makes them stumble over.
         except Exception as error:
-            what = "image" if self.split.field == "image" else "clip"
+            what = {"video": "clip"}.get(self.split.field, self.split.field)
             raise RayclError(
                 f"{item.origin}: not a readable {what}: {error}; mend or remove it and import again"
             ) from error
@@ -337,7 +357,8 @@ class _Shard:
                 return encode_image(content, None, self.field, self.storage.max_resolution)
             return _encode_file(content, self.field, self.storage.max_resolution)
         assert isinstance(content, bytes)
-        video.check(content)
+        if self.split.field == "video":
+            video.check(content)
         return self.field.encode(content)
 
 

@@ -13,7 +13,7 @@ from raycl.beton import FloatField, IntField, NDArrayField
 from raycl.data.decode import Decoder
 from raycl.data.plan import Columns, Plan, prefixes
 from raycl.data.shards import Shards
-from raycl.views.image import View
+from raycl.views.packing import GraphView, View
 
 Views = Mapping[str, Mapping[str, View]]  # of each stream, by name
 
@@ -61,8 +61,10 @@ def streams_of(
 def row_bytes(plan: Plan, views: Views) -> int:
     """Bytes of the crops of one row."""
     return sum(
-        source.order.width * sum(math.prod(view.shape) for view in views[name].values())
+        source.order.width * math.prod(view.shape)
         for name, source in plan.sources.items()
+        for view in views[name].values()
+        if not isinstance(view, GraphView)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raycl.evaluate.dense import dense_probe, miou
 from raycl.evaluate.detection import average_precision
 from raycl.evaluate.geometry import alignment, linear_cka, uniformity
+from raycl.evaluate.graphs import clusters, graph_svm, node_probe
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import few_labels, folds
 from raycl.evaluate.linear import linear_lbfgs, linear_probe, linear_sgd
@@ -13,16 +14,19 @@ from raycl.evaluate.spectrum import embedding_std, rank_me
 __all__ = [
     "alignment",
     "average_precision",
+    "clusters",
     "dense_probe",
     "embedding_std",
     "few_labels",
     "folds",
+    "graph_svm",
     "knn",
     "linear_cka",
     "linear_lbfgs",
     "linear_probe",
     "linear_sgd",
     "miou",
+    "node_probe",
     "rank_me",
     "uniformity",
 ]

@@ -6,7 +6,10 @@ As in the released code and, for clusters, the paper; features are taken as the 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,8 @@ from torch.nn import functional as F
 
 from raycl.errors import RayclError
 from raycl.evaluate.labels import check_pair, folds
+
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 COSTS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
@@ -80,7 +85,7 @@ def node_probe(
     return Scores(tuple(right.double().mean(dim=1).tolist()))
 
 
-def graph_svm(x: Tensor, y: Tensor, *, seed: int = 0) -> Scores:
+def graph_svm(x: Tensor, y: Tensor, *, seed: int = 0, each: Each = map) -> Scores:
     """Accuracies of a linear SVM on ten stratified folds, each held out once.
 
     The cost is the one of `COSTS` that does best in cross-validation over five stratified folds of
@@ -90,14 +95,11 @@ def graph_svm(x: Tensor, y: Tensor, *, seed: int = 0) -> Scores:
         x: (N, D) features of graphs.
         y: (N,) labels >= 0, of which each occurs ten times at least.
         seed: of the folds.
+        each: calls a function for each of some items, perhaps several at a time.
 
     Raises:
         RayclError: there are too few graphs of a class.
     """
-    from sklearn.exceptions import ConvergenceWarning  # a second, which other protocols can spare
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.svm import LinearSVC
-
     labels = check_pair(x, y, "training").cpu().numpy()
     features = x.cpu().numpy()
     found, counts = np.unique(labels, return_counts=True)
@@ -106,17 +108,26 @@ def graph_svm(x: Tensor, y: Tensor, *, seed: int = 0) -> Scores:
             f"graph SVM: class {found[counts.argmin()]} has {counts.min()} graphs, and ten folds "
             f"need 10 of each; join it with another or leave it out"
         )
-    values = []
-    for rest, held_out in folds(labels, 10, seed):
-        search = GridSearchCV(LinearSVC(random_state=seed), {"C": COSTS}, cv=5)
-        with warnings.catch_warnings():  # high costs need more iterations than published
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            search.fit(features[rest], labels[rest])
-        values.append(float(search.score(features[held_out], labels[held_out])))
-    return Scores(tuple(values))
+    return Scores(tuple(each(partial(_fold, features, labels, seed), folds(labels, 10, seed))))
 
 
-def clusters(x: Tensor, y: Tensor, *, runs: int = 50, seed: int = 0) -> dict[str, Scores]:
+def _fold(x: np.ndarray, y: np.ndarray, seed: int, rows: tuple[np.ndarray, np.ndarray]) -> float:
+    """Accuracy on the second of the rows of an SVM that was fitted to the first."""
+    from sklearn.exceptions import ConvergenceWarning  # a second, which other protocols can spare
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import LinearSVC
+
+    rest, held_out = rows
+    search = GridSearchCV(LinearSVC(random_state=seed), {"C": COSTS}, cv=5)
+    with warnings.catch_warnings():  # high costs need more iterations than published
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search.fit(x[rest], y[rest])
+    return float(search.score(x[held_out], y[held_out]))
+
+
+def clusters(
+    x: Tensor, y: Tensor, *, runs: int = 50, seed: int = 0, each: Each = map
+) -> dict[str, Scores]:
     """How k-means with as many clusters as classes agrees with labels, over runs of it.
 
     Args:
@@ -124,26 +135,30 @@ def clusters(x: Tensor, y: Tensor, *, runs: int = 50, seed: int = 0) -> dict[str
         y: (N,) labels >= 0, two classes at least.
         runs: of k-means; each is the best of ten starts.
         seed: of the first run; the next have the next ones.
+        each: calls a function for each of some items, perhaps several at a time.
 
     Returns:
         "nmi", normalised mutual information (by the arithmetic mean of entropies), and "ari", the
         adjusted Rand index.
     """
-    from sklearn.cluster import KMeans  # a second, which other protocols can spare
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     labels = check_pair(x, y, "training").cpu().numpy()
     features = x.cpu().numpy()
     count = len(np.unique(labels))
-    guesses = [
-        KMeans(count, n_init=10, random_state=seed + run).fit_predict(features)
-        for run in range(runs)
-    ]
+    guesses = list(each(partial(_clustered, features, count), range(seed, seed + runs)))
     measures = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
     return {
         name: Scores(tuple(float(measure(labels, guess)) for guess in guesses))
         for name, measure in measures.items()
     }
+
+
+def _clustered(x: np.ndarray, count: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans  # a second, which other protocols can spare
+
+    found: np.ndarray = KMeans(count, n_init=10, random_state=seed).fit_predict(x)
+    return found
 
 
 def _logits(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:

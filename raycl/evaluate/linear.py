@@ -159,7 +159,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _fits(x: Tensor, y: Tensor, classes: int, strengths: Iterable[float]) -> list[Tensor]:
     """Minimises mean cross-entropy + l2 / 2 * |W|^2 for each strength, in turn.
 
-    SciPy leads the search; loss and gradient are computed where the features are.
+    SciPy leads the search; loss and gradient are computed where the features are. W is a sum of
+    rows of x, so where there are fewer of these than features the search is for W in the basis that
+    they span: the same minimum in N dimensions, of which D = 27,648 raw pixels of 2,040 images need
+    a thirteenth of the time.
 
     Args:
         x: (N, D) standardised features.
@@ -170,6 +173,10 @@ def _fits(x: Tensor, y: Tensor, classes: int, strengths: Iterable[float]) -> lis
     """
     from scipy.optimize import minimize  # a second or two, which a run that only trains can spare
 
+    basis = None
+    if x.shape[1] > x.shape[0]:
+        basis, coordinates = torch.linalg.qr(x.T)
+        x = coordinates.T
     shape = (classes, x.shape[1] + 1)
 
     def objective(flat: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
@@ -186,7 +193,10 @@ def _fits(x: Tensor, y: Tensor, classes: int, strengths: Iterable[float]) -> lis
         for l2 in strengths:
             found = minimize(objective, flat, (l2,), "L-BFGS-B", jac=True, options=options)
             flat = found.x
-            fitted.append(torch.from_numpy(flat).to(x).view(shape))
+            weight = torch.from_numpy(flat).to(x).view(shape)
+            if basis is not None:
+                weight = torch.cat([weight[:, :-1] @ basis.T, weight[:, -1:]], 1)
+            fitted.append(weight)
     return fitted
 
 

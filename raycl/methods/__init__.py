@@ -11,6 +11,7 @@ from raycl.methods.dino import DINO
 from raycl.methods.fcn import FCN
 from raycl.methods.moco import MoCo
 from raycl.methods.moco_v3 import MoCoV3
+from raycl.methods.mvgrl import MVGRL
 from raycl.methods.nnclr import NNCLR
 from raycl.methods.rcnn import RCNN
 from raycl.methods.simclr import SimCLR
@@ -25,6 +26,7 @@ __all__ = [
     "CVSA",
     "DINO",
     "FCN",
+    "MVGRL",
     "NNCLR",
     "RCNN",
     "BarlowTwins",

@@ -24,6 +24,7 @@ from raycl.nn.backbones import Encoder, ResNet, timm_encoder
 from raycl.nn.backbones.timm import check_name
 from raycl.nn.batchnorm import Scope
 from raycl.views.image import ImageView, MaskView
+from raycl.views.packing import GraphView, View
 
 Batch = dict[str, Tensor]
 
@@ -122,32 +123,38 @@ class Stream(Settings):
 
     `source` names a data set of the recipe (`data.train`, ...). Names of views are unique over the
     streams of a method, because they are the keys of the batch and of the recipe's `views`. Where
-    there are any, the first is of an image; masks follow views of the same stream, and `of` names
-    one. `fields` are arrays of the samples that go into the batch as they are, beside its numbers.
-    An encoder of the first of these is what a stream without views is evaluated by.
+    there are any, the first is of an image, or of a graph and the only one; masks follow views of
+    the same stream, and `of` names one. `fields` are arrays of the samples that go into the batch
+    as they are, beside its numbers. An encoder of the first of these is what a stream without views
+    is evaluated by.
     """
 
     source: str = "train"
-    views: dict[str, ImageView | MaskView]
+    views: dict[str, View]
     fields: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _of_this_stream(self) -> Stream:
         for name, view in self.views.items():
-            other = view.follows if isinstance(view, MaskView) else view.of
+            other = view.follows if isinstance(view, MaskView) else getattr(view, "of", None)
             if other and other not in self.images:
                 raise ValueError(f"{name}: {other!r} is no view that is cut from this stream")
         return self
 
     @property
-    def cut(self) -> dict[str, ImageView | MaskView]:
+    def cut(self) -> dict[str, View]:
         """The views that are cut from the samples; a method draws the others from these."""
-        return {n: v for n, v in self.views.items() if isinstance(v, MaskView) or not v.of}
+        return {n: v for n, v in self.views.items() if not getattr(v, "of", None)}
 
     @property
     def images(self) -> dict[str, ImageView]:
         """The views of images among them."""
         return {name: v for name, v in self.cut.items() if isinstance(v, ImageView)}
+
+    @property
+    def graphs(self) -> dict[str, GraphView]:
+        """The views of graphs."""
+        return {name: v for name, v in self.views.items() if isinstance(v, GraphView)}
 
     @property
     def first(self) -> ImageView:

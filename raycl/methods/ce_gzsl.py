@@ -17,7 +17,7 @@ epochs; here they follow the recipe's schedule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +45,8 @@ class CEGZSL(Method):
     """CE-GZSL on any features; the data need fields `features` and `label`, and class embeddings.
 
     The rows of a lane are `critic_steps` batches, one for each of the critic's updates. The first
-    epoch begins with a pass over the features, which are scaled to [0, 1] in each dimension.
+    epoch begins with a pass over the features, which are scaled to [0, 1] in each dimension, as
+    those of a ReLU are in the published code; signed ones would lie close together there.
     """
 
     paper = "arXiv 2103.16173"
@@ -66,6 +67,9 @@ class CEGZSL(Method):
         embedding: int = Field(2048, ge=1, description="h")
         projection: int = Field(512, ge=1, description="z")
         comparator: int = Field(2048, ge=1, description="hidden units of F")
+        signed: bool = Field(
+            False, description="features below 0 mean something: standardised, and G ends linearly"
+        )
 
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
@@ -81,9 +85,8 @@ class CEGZSL(Method):
         self.register_buffer("classes", data.class_embeddings.clone(), persistent=False)
         self.register_buffer("seen", data.seen.clone(), persistent=False)
         hidden, embedding = settings.hidden, settings.embedding
-        self.generator = nn.Sequential(
-            *leaky([self.noise + attributes, hidden, features]), nn.ReLU()
-        )
+        layers = leaky([self.noise + attributes, hidden, features])
+        self.generator = nn.Sequential(*layers, *([] if settings.signed else [nn.ReLU()]))
         self.critic = nn.Sequential(*leaky([features + attributes, hidden, 1]))
         self.encoder = Embedding(features, embedding)
         self.projector = nn.Linear(embedding, settings.projection)
@@ -104,11 +107,11 @@ class CEGZSL(Method):
 
     def before_epoch(self, corpus: Corpus, step: Step) -> None:
         if step.index == 0:
-            self.encoder.fit(corpus.embed(nn.Identity())[1])
+            self.encoder.fit(corpus.embed(nn.Identity())[1], self.config.signed)
 
     def synthesize(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(labels), self.noise, generator=generator, device=generator.device)
-        made = self.generator(torch.cat([noise, self.classes[labels]], 1))
+        made = conditioned(self.generator, noise, self.classes, labels)
         return self.encoder.low + self.encoder.span * made
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
@@ -135,10 +138,13 @@ class CEGZSL(Method):
         yield self._generator_output(x, y, noise.to(x))
 
     def _critic_output(self, x: Tensor, y: Tensor, noise: Tensor, alpha: Tensor) -> Output:
-        settings, a = self.config, self.classes[y]
-        fake = self.generator(torch.cat([noise, a], 1)).detach()
-        real_score, fake_score = (self.critic(torch.cat([v, a], 1)).mean() for v in (x, fake))
-        penalty = settings.penalty * gradient_penalty(self.critic, x, fake, a, alpha)
+        fake = conditioned(self.generator, noise, self.classes, y).detach()
+
+        def score(v: Tensor) -> Tensor:
+            return conditioned(self.critic, v, self.classes, y)
+
+        real_score, fake_score = score(x).mean(), score(fake).mean()
+        penalty = self.config.penalty * gradient_penalty(score, x, fake, alpha)
         h = self.encoder.embedded(x)
         instance, classes = self._contrast(h, self.projector(h), y, y)
         loss = fake_score - real_score + penalty
@@ -152,14 +158,13 @@ class CEGZSL(Method):
         return Output(loss, metrics, h.detach(), "critic")
 
     def _generator_output(self, x: Tensor, y: Tensor, noise: Tensor) -> Output:
-        a = self.classes[y]
-        fake = self.generator(torch.cat([noise, a], 1))
+        fake = conditioned(self.generator, noise, self.classes, y)
         h = self.encoder.embedded(fake)
         with torch.no_grad():
             real = self.projector(self.encoder.embedded(x))
         z = torch.cat([self.projector(h), real])
         instance, classes = self._contrast(h, z, y, torch.cat([y, y]))
-        score = self.critic(torch.cat([fake, a], 1)).mean()
+        score = conditioned(self.critic, fake, self.classes, y).mean()
         contrast = self.config.generator_weight * self._weighted(instance, classes)
         return Output(contrast - score, optimizer="generator")
 
@@ -187,11 +192,11 @@ class Embedding(nn.Module):
         self.register_buffer("span", torch.ones(features))
 
     @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
-        """Learns the least and the greatest value of each dimension of (N, D)."""
-        low, high = x.amin(0), x.amax(0)
+    def fit(self, x: Tensor, signed: bool) -> None:
+        """Learns the range of each dimension of (N, D), or if signed its mean and deviation."""
+        low, span = (x.mean(0), x.std(0)) if signed else (x.amin(0), x.amax(0) - x.amin(0))
         self.low.copy_(low)
-        self.span.copy_(torch.where(high > low, high - low, 1))
+        self.span.copy_(torch.where(span > 0, span, 1))
 
     def scaled(self, x: Tensor) -> Tensor:
         return (x - self.low) / self.span
@@ -227,17 +232,34 @@ def leaky(sizes: Sequence[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
+def conditioned(network: nn.Module, x: Tensor, classes: Tensor, y: Tensor) -> Tensor:
+    """A network of rows [x; a_y].
+
+    Args:
+        network: whose first layer is linear.
+        x: (N, D).
+        classes: embeddings (C, A), which that layer multiplies once, not for every row.
+        y: (N,) classes.
+    """
+    first, *others = network.children()
+    assert isinstance(first, nn.Linear)
+    of_x, of_class = first.weight.split([x.shape[1], classes.shape[1]], dim=1)
+    hidden = F.linear(x, of_x, first.bias) + F.linear(classes, of_class)[y]
+    for layer in others:
+        hidden = layer(hidden)
+    return hidden
+
+
 def gradient_penalty(
-    critic: nn.Module, real: Tensor, fake: Tensor, a: Tensor, alpha: Tensor
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, alpha: Tensor
 ) -> Tensor:
     """Mean of (|gradient of D at a mixture| - 1)^2, with respect to the features alone.
 
     Args:
+        critic: scores (N, 1) of features (N, D).
         real, fake: features (N, D).
-        a: class embeddings (N, A).
         alpha: share (N, 1) of the real ones in each mixture.
     """
     mixed = (alpha * real + (1 - alpha) * fake).detach().requires_grad_()
-    scores = critic(torch.cat([mixed, a], 1))
-    (slope,) = torch.autograd.grad(scores.sum(), mixed, create_graph=True)
+    (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
     return (slope.norm(dim=1) - 1).square().mean()

@@ -33,16 +33,15 @@ from raycl.methods.base import Batch, DataInfo, Method, Output, Settings, Step, 
 from raycl.nn.collectives import all_reduce_mean, gather, rank, world_size
 from raycl.nn.gcn import GCN, PageRank, Sparse
 from raycl.nn.losses import _precise
+from raycl.views.packing import GraphView
 
 
 class MVGRL(Method):
     """MVGRL of nodes or of graphs (paper section 3; defaults of the released code).
 
-    A batch packs G graphs, or sub-graphs of one: `id` (G,); `graph` (n,), the row of the batch that
-    each node belongs to, ascending; `x` (n, F) features, or the entries of a sparse one, `x.index`
-    (2, E) and `x.weight` (E,); and both views' block-diagonal (n, n) matrices, `adjacency.index`,
-    `adjacency.weight`, `diffusion.index` and `diffusion.weight`. Entries ascend by row. Without the
-    last two, S is the PageRank of A_hat as it is in the batch.
+    A batch packs G graphs, or sub-graphs of one, as `GraphView.pack` tells. Without entries of S it
+    is the PageRank of A_hat as it is in the batch, which is what nodes are given unless the recipe
+    says otherwise.
     """
 
     paper = "arXiv 2006.05582"
@@ -52,25 +51,22 @@ class MVGRL(Method):
         level: Literal["node", "graph"] = "node"
         features: int = Field(1433, ge=1, description="values of a node, F")
         dim: int = Field(512, ge=1)
-        alpha: float = Field(0.2, gt=0, lt=1, description="of PageRank, where S is not given")
         layers: int = Field(2, ge=1, le=64, description="of a GCN with level=graph; else it is 1")
 
     def __init__(self, config: Config | None = None, data: DataInfo | None = None) -> None:
         super().__init__(config, data)
-        dim = self.config.dim
+        dim, alpha = self.config.dim, self.streams["graphs"].graphs["graph"].alpha
         if self.config.level == "node":
-            self.encoder = NodeEncoder(self.config)
+            self.encoder = NodeEncoder(self.config, alpha)
             self.discriminator = Discriminator(dim)
         else:
-            self.encoder = GraphEncoder(self.config)
+            self.encoder = GraphEncoder(self.config, alpha)
             self.node_head = Head(dim, dim)
 
     @classmethod
     def views(cls, config: Config) -> dict[str, Stream]:
-        raise RayclError(
-            "method.name: mvgrl cannot be trained by a recipe yet, because no data set of graphs "
-            "travels to it; its step takes batches as its docstring says"
-        )
+        view = GraphView(entries="none" if config.level == "node" else "exact")
+        return {"graphs": Stream(views={"graph": view})}
 
     def training_step(self, batch: Batch, step: Step) -> Iterator[Output]:
         if isinstance(self.encoder, NodeEncoder):
@@ -97,19 +93,19 @@ class MVGRL(Method):
 class NodeEncoder(nn.Module):
     """A batch -> H1 + H2 of its nodes (n, dim); a GCN of one layer for each view."""
 
-    def __init__(self, config: MVGRL.Config) -> None:
+    def __init__(self, config: MVGRL.Config, alpha: float) -> None:
         super().__init__()
-        self.config, self.dim = config, config.dim
+        self.features, self.alpha, self.dim = config.features, alpha, config.dim
         self.adjacency = GCN(config.features, config.dim)
         self.diffusion = GCN(config.features, config.dim)
 
     def forward(self, batch: Batch) -> Tensor:
-        x, a_hat, s = inputs(batch, self.config)
+        x, a_hat, s = inputs(batch, self.features, self.alpha)
         return self.adjacency(a_hat, x) + self.diffusion(s, x)
 
     def views(self, batch: Batch, order: Tensor) -> list[Tensor]:
         """H1 beside H~1 and H2 beside H~2, (n, 2, dim): H~ is of the rows x[order]."""
-        x, *matrices = inputs(batch, self.config)
+        x, *matrices = inputs(batch, self.features, self.alpha)
         views = []
         for gcn, matrix in zip((self.adjacency, self.diffusion), matrices, strict=True):
             z = gcn.project(x)  # once for both, because (P X) W = P (X W)
@@ -123,9 +119,9 @@ class GraphEncoder(nn.Module):
     g is the concatenation over layers of the sums over nodes; its head f serves both views.
     """
 
-    def __init__(self, config: MVGRL.Config) -> None:
+    def __init__(self, config: MVGRL.Config, alpha: float) -> None:
         super().__init__()
-        self.config, self.dim = config, config.dim
+        self.features, self.alpha, self.dim = config.features, alpha, config.dim
         sizes = [config.features, *[config.dim] * (config.layers - 1)]
         self.adjacency = nn.ModuleList(GCN(size, config.dim) for size in sizes)
         self.diffusion = nn.ModuleList(GCN(size, config.dim) for size in sizes)
@@ -137,7 +133,7 @@ class GraphEncoder(nn.Module):
 
     def views(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """For each view the last layer's nodes (n, dim), and f(g) (G, dim)."""
-        x, *matrices = inputs(batch, self.config)
+        x, *matrices = inputs(batch, self.features, self.alpha)
         of, views = members(batch), []
         for layers, matrix in zip((self.adjacency, self.diffusion), matrices, strict=True):
             h: Any = x
@@ -228,8 +224,8 @@ def shuffled(graph: Tensor, graphs: int, step: Step) -> Tensor:
         graph: (n,) the graph of a node, ascending.
         graphs: their number, that of all lanes of this rank.
     """
-    lane = torch.div(graph, graphs // len(step.lanes), rounding_mode="floor")
-    counts = lane.bincount(minlength=len(step.lanes)).tolist()
+    lanes = torch.div(graph, graphs // len(step.lanes), rounding_mode="floor")
+    counts = lanes.bincount(minlength=len(step.lanes)).tolist()
     draws = [
         torch.rand(count, generator=step.generator(lane), dtype=torch.float64)
         for lane, count in zip(step.lanes, counts, strict=True)
@@ -237,8 +233,10 @@ def shuffled(graph: Tensor, graphs: int, step: Step) -> Tensor:
     return (graph + torch.cat(draws).to(graph.device)).argsort()
 
 
-def inputs(batch: Batch, config: MVGRL.Config) -> tuple[Tensor | Sparse, Sparse, Sparse | PageRank]:
-    """X (n, F), A_hat (n, n) and S (n, n) of a batch.
+def inputs(
+    batch: Batch, features: int, alpha: float
+) -> tuple[Tensor | Sparse, Sparse, Sparse | PageRank]:
+    """X (n, F), A_hat (n, n) and S (n, n) of a batch; `alpha` is of S where that has no entries.
 
     Raises:
         RayclError: nodes have more or fewer values than the encoder takes.
@@ -247,16 +245,19 @@ def inputs(batch: Batch, config: MVGRL.Config) -> tuple[Tensor | Sparse, Sparse,
     def entries(name: str, columns: int) -> Sparse:
         return Sparse(batch[f"{name}.index"], batch[f"{name}.weight"], (nodes, columns))
 
-    nodes, values = len(batch["graph"]), config.features
-    x = batch["x"] if "x" in batch else entries("x", values)
-    if x.shape[1] != values:
+    nodes = len(batch["graph"])
+    if "x" in batch:
+        x: Tensor | Sparse = batch["x"]
+    else:
+        x = entries("x", int(batch["x.columns"]))
+    if x.shape[1] != features:
         raise RayclError(
-            f"method.features: {values} was given, and nodes have {x.shape[1]} values; set "
+            f"method.features: {features} was given, and nodes have {x.shape[1]} values; set "
             f"method.features={x.shape[1]}"
         )
     a_hat = entries("adjacency", nodes)
     given = "diffusion.index" in batch
-    return x, a_hat, entries("diffusion", nodes) if given else PageRank(a_hat, config.alpha)
+    return x, a_hat, entries("diffusion", nodes) if given else PageRank(a_hat, alpha)
 
 
 def members(batch: Batch) -> Sparse:

@@ -46,15 +46,14 @@ class Sparse:
 
     def times(self, x: Tensor) -> Tensor:
         """The product without gradient."""
-        # On a CPU, 2708 rows of 64 entries times 512 columns: this takes 16 ms, torch's COO product
-        # 22, its CSR product (MKL) 70, and index_add 400 with a tensor of (E, D).
-        weight = self.weight.to(x.dtype)
+        # 2708 rows of 32 entries times 256 columns on a core: this takes 5 ms, torch's COO product
+        # 7, its CSR product (MKL) 26, and index_add, which makes (E, D), 100.
         return F.embedding_bag(
             self.index[1].contiguous(),
             x.contiguous(),
             self.starts,
             mode="sum",
-            per_sample_weights=weight,
+            per_sample_weights=self.weight.to(x.dtype),
             include_last_offset=True,
         )
 

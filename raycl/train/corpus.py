@@ -16,18 +16,19 @@ from raycl.methods.base import Batch, Step
 from raycl.nn import collectives
 from raycl.train.balance import MethodLabels
 from raycl.views.image import ImageView
+from raycl.views.packing import GraphView
 
 
 @dataclass
 class ShardCorpus:
     """Samples `ids` of a data set seen through one view; rows are shared out over the ranks.
 
-    Of samples without images the view is the name of the field that holds an array.
+    Of samples without images the view is of graphs, or the name of the field that holds an array.
     """
 
     shards: Shards
     ids: np.ndarray
-    view: ImageView | str
+    view: ImageView | GraphView | str
     batch: int
     device: torch.device
     threads: int = 1
@@ -39,7 +40,7 @@ class ShardCorpus:
     @property
     def image_view(self) -> ImageView:
         """The view, for protocols that look at images."""
-        assert not isinstance(self.view, str), "evaluate() refuses samples without images"
+        assert isinstance(self.view, ImageView), "evaluate() refuses samples without images"
         return self.view
 
     def batches(self, masked: bool = False, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
@@ -74,19 +75,23 @@ class ShardCorpus:
     def embed(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
         """Ids (N,) and features (N, D) on the CPU, in the order of `ids`, on every rank.
 
-        The encoder runs in evaluation mode and is left as it was.
+        The encoder runs in evaluation mode and is left as it was. It sees a view, or of graphs the
+        batch; rows of one that embeds nodes are all nodes of all graphs, in one process alone.
         """
         rank, world = collectives.rank(), collectives.world_size()
         share = -(-len(self.ids) // world)
         mine = np.resize(self.ids[rank::world], share)  # equal shares; what is repeated is cut off
         training = encoder.training
         encoder.eval()
+        graphs = isinstance(self.view, GraphView)
         features = torch.cat(
             [
-                encoder(batch["view"]).flatten(1).float()
+                encoder(batch if graphs else batch["view"]).flatten(1).float()
                 for batch in replace(self, ids=mine).batches()
             ]
         )
         encoder.train(training)
+        if world == 1:
+            return torch.from_numpy(self.ids), features.cpu()
         every = collectives.concat(features).unflatten(0, (world, share))
         return torch.from_numpy(self.ids), every.transpose(0, 1).flatten(0, 1)[: len(self)].cpu()

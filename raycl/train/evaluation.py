@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycl import recipe as recipes
+from raycl.data.connect import connected
 from raycl.data.folder import Folder
 from raycl.data.loader import walk
 from raycl.data.order import Order, singles
+from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.evaluate.geometry import linear_cka
 from raycl.evaluate.knn import knn
@@ -24,18 +27,20 @@ from raycl.evaluate.labels import check_pair, few_labels
 from raycl.evaluate.linear import linear_lbfgs, linear_sgd
 from raycl.methods.base import Method
 from raycl.recipe import Recipe
-from raycl.train import checkpoint, scores
+from raycl.train import checkpoint, graph_scores, scores
 from raycl.train.corpus import ShardCorpus
 from raycl.train.memory import keep_freed_memory
 from raycl.train.run import absolute, open_data
 from raycl.train.worker import held_out, info_of, require, training_corpus
-from raycl.views.image import Crop
+from raycl.views.image import Crop, ImageView
+from raycl.views.packing import GraphView
 
 MAPPED = 2000  # samples of the embedding map
 Row = dict[str, Any]
 
 OF_IMAGES = ("knn", "linear", "linear-sgd")
 OF_ARRAYS = ("knn", "linear", "zero_shot")  # of samples without images, too
+OF_GRAPHS = ("nodes", "graphs", "clusters")
 OF_ENCODERS = {
     "dense": scores.dense,
     "localization": scores.localization,
@@ -79,39 +84,33 @@ def evaluate(
     """
     keep_freed_memory()
     recipe = absolute(recipes.load(run, overrides))
-    saved = _checkpoint(run, recipe, best)
+    saved = checkpoint_of(run, recipe, best)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = training_corpus(recipe, open_data(recipe, "train"), device)
     test = held_out(recipe, train)
     _check(recipe, train, test)
     encoders: dict[str, Callable[[], nn.Module]] = {}
     if baselines:
-        encoders |= {
-            "raw pixels": Pixels,
-            "untrained encoder": lambda: _untrained(recipe, train),
-        }
-    method = _trained(recipe, train, saved).to(device).eval()
+        if isinstance(train.view, GraphView):
+            of_graphs = "nodes" not in recipe.evaluation.protocols
+            encoders["node features"] = lambda: graph_scores.NodeFeatures(of_graphs)
+        else:
+            encoders["raw pixels"] = Pixels
+        encoders["untrained encoder"] = lambda: _untrained(recipe, train)
+    method = trained(recipe, train.shards, saved).to(device).eval()
     encoders["trained encoder"] = lambda: method.encoder
     rows: list[Row] = []
     if baselines and "localization" in recipe.evaluation.protocols:
         rows += scores.centre(test)
-    for representation, make in encoders.items():
-        listen(f"scoring {representation}")
-        encoder = make().to(device).eval()
-        features = test.embed(encoder)[1]
-        found = _of_images(recipe, encoder, train, test, features)
-        for protocol in recipe.evaluation.protocols:
-            if protocol in OF_ENCODERS:
-                scored = OF_ENCODERS[protocol](recipe, encoder, train, test)
-                found += [{"protocol": protocol, **score} for score in scored]
-        if method.encoder is encoder and "classifier" in recipe.evaluation.protocols:
-            found += scores.classifier(method, train, test)
-        if method.encoder is encoder and "detection" in recipe.evaluation.protocols:
-            found += scores.detection(method, train, test)
-        if method.encoder is encoder and "zero_shot" in recipe.evaluation.protocols:
-            found += scores.zero_shot(recipe, method, train, test)
-        shared = {"representation": representation, "test": len(test)}
-        rows += [{**shared, **score} for score in found]
+    tasks = {"graphs", "clusters"} & set(recipe.evaluation.protocols)
+    ray = connected(recipe.trainer.address) if tasks else contextlib.nullcontext()
+    with ray:  # one for the tasks of all encoders
+        for representation, make in encoders.items():
+            listen(f"scoring {representation}")
+            encoder = make().to(device).eval()
+            features = test.embed(encoder)[1]
+            found = _scores(recipe, method, encoder, train, test, features)
+            rows += [{"representation": representation, "test": len(test), **row} for row in found]
     result = {
         "seed": recipe.trainer.seed,
         "step": int(saved.name.removeprefix("step-")),
@@ -121,6 +120,32 @@ def evaluate(
     if name == "evaluation":
         _write_map(run, features, test)
     return result
+
+
+def _scores(
+    recipe: Recipe,
+    method: Method,
+    encoder: nn.Module,
+    train: ShardCorpus,
+    test: ShardCorpus,
+    features: Tensor,
+) -> list[Row]:
+    """Scores of one encoder, whose features of the test set are at hand, by all protocols."""
+    found = _of_images(recipe, encoder, train, test, features)
+    for protocol in recipe.evaluation.protocols:
+        scored: list[Row] = []
+        if protocol in OF_GRAPHS:
+            scored = graph_scores.scores(recipe, protocol, features, test)
+        elif protocol in OF_ENCODERS:
+            scored = OF_ENCODERS[protocol](recipe, encoder, train, test)
+        found += [{"protocol": protocol, **score} for score in scored]
+    if method.encoder is encoder and "classifier" in recipe.evaluation.protocols:
+        found += scores.classifier(method, train, test)
+    if method.encoder is encoder and "detection" in recipe.evaluation.protocols:
+        found += scores.detection(method, train, test)
+    if method.encoder is encoder and "zero_shot" in recipe.evaluation.protocols:
+        found += scores.zero_shot(recipe, method, train, test)
+    return found
 
 
 def compare(run: Path, other: Path, overrides: Sequence[str] = ()) -> float:
@@ -137,12 +162,13 @@ def compare(run: Path, other: Path, overrides: Sequence[str] = ()) -> float:
     features = []
     for place, recipe in ((run, mine), (other, theirs)):
         train = training_corpus(recipe, open_data(recipe, "train"), device)
-        encoder = _trained(recipe, train, _checkpoint(place, recipe, best=False)).encoder
+        encoder = trained(recipe, train.shards, checkpoint_of(place, recipe, best=False)).encoder
         features.append(held_out(mine, train).embed(encoder.to(device))[1])
     return linear_cka(*features)
 
 
-def _checkpoint(run: Path, recipe: Recipe, best: bool) -> Folder:
+def checkpoint_of(run: Path, recipe: Recipe, best: bool) -> Folder:
+    """The newest checkpoint of a run, or the best by its recipe's rule."""
     if not best:
         return checkpoint.require(run, recipe.trainer.storage)
     rule = recipe.trainer.checkpoint.best
@@ -162,8 +188,9 @@ def _untrained(recipe: Recipe, train: ShardCorpus) -> nn.Module:
     return recipe.build(info_of(recipe, train.shards)).encoder
 
 
-def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> Method:
-    method = recipe.build(info_of(recipe, train.shards))
+def trained(recipe: Recipe, shards: Shards, saved: Folder) -> Method:
+    """The method of a run as it was when a checkpoint was written."""
+    method = recipe.build(info_of(recipe, shards))
     method.load_state_dict(checkpoint.load(saved)["method"])
     return method
 
@@ -171,10 +198,13 @@ def _trained(recipe: Recipe, train: ShardCorpus, saved: Folder) -> Method:
 def _check(recipe: Recipe, train: ShardCorpus, test: ShardCorpus) -> None:
     """Refuses data that lack what a protocol of the recipe scores with."""
     for protocol in recipe.evaluation.protocols:
-        if protocol not in OF_ARRAYS and isinstance(train.view, str):
+        if protocol in OF_GRAPHS:
+            graph_scores.check(recipe, protocol, test)
+        elif protocol not in OF_ARRAYS and not isinstance(train.view, ImageView):
+            others = (*OF_ARRAYS, *OF_GRAPHS) if isinstance(train.view, GraphView) else OF_ARRAYS
             raise RayclError(
                 f"evaluation.protocols: {protocol} looks at images, and the samples of "
-                f"{train.shards.place} are arrays; for them are {', '.join(OF_ARRAYS)}"
+                f"{train.shards.place} are none; for them are {', '.join(others)}"
             )
         if protocol == "classifier":
             scores.check_classifier(recipe, test)
@@ -264,18 +294,22 @@ def _write_map(run: Path, features: Tensor, test: ShardCorpus) -> None:
     """Embeddings of some test samples, for the report and TensorBoard's projector."""
     from torch.utils.tensorboard import SummaryWriter
 
+    labels = names = None
+    if isinstance(test.view, GraphView) and len(features) != len(test):
+        labels = graph_scores.labels_of_nodes(test)[0].numpy()
+    elif "label" in test.shards.fields:
+        labels = test.labels().numpy()
     features = features[:MAPPED]
     arrays: dict[str, Any] = {"features": features.numpy().astype(np.float32)}
-    names = None
-    if "label" in test.shards.fields:
-        labels = test.labels()[:MAPPED].numpy()
+    if labels is not None:
+        labels = labels[:MAPPED]
         classes = test.shards.classes or [str(i) for i in range(labels.max() + 1)]
-        names = [classes[label] for label in labels]
+        names = [classes[label] if label >= 0 else "no class" for label in labels]
         arrays |= {"labels": labels, "classes": json.dumps(classes)}
     np.savez_compressed(run / "embedding.npz", **arrays)
     ids = test.ids[: len(features)]
     pictures = None
-    if not isinstance(test.view, str):
+    if isinstance(test.view, ImageView):
         batches = walk(test.shards, test.view, ids, batch=test.batch, device=torch.device("cpu"))
         pictures = torch.cat([batch["view"] for batch in batches]).clamp(0, 1)
     writer: Any = SummaryWriter(str(run / "tensorboard" / "projector"))

@@ -108,6 +108,7 @@ class Loop:
         self._inputs = {name: ps or None for name, ps in of_graph.items()}
         self._one = torch.ones((), dtype=torch.float64, device=place.device)
         self.step = 0
+        self._open = False  # the steps of an epoch are done, and its end is not
         self.done = False
         self.interrupted = False  # set from outside: save after this step and stop
         self.asked = False  # set from outside on any rank: save at the next logged step
@@ -150,10 +151,12 @@ class Loop:
 
     def _epochs(self) -> None:
         while not self.done:
-            epoch, start = divmod(self.step, self.batches.steps)
-            if start == 0:
-                self._before_epoch(epoch)
-            self._epoch(epoch, start)
+            if not self._open:
+                epoch, start = divmod(self.step, self.batches.steps)
+                if start == 0:
+                    self._before_epoch(epoch)
+                self._epoch(epoch, start)
+            epoch = (self.step - 1) // self.batches.steps
             average_statistics(self.method)
             self.done = self.step == self.total
             event = self._event(self._at(epoch), logged=True)
@@ -161,6 +164,7 @@ class Loop:
                 observer.after_epoch(event)
             self.metrics |= event.metrics
             self.done |= self._out_of_patience(epoch)
+            self._open = False
             if self.done and "method" in self.best:
                 sharding.load(self.method, self.best["method"])
             every = self.recipe.trainer.checkpoint.every_epochs
@@ -190,6 +194,7 @@ class Loop:
                 step = self._at(epoch)
                 embedding = self._train(batch, step)
                 self.step += 1
+                self._open = self.step == self.total or self.step % self.batches.steps == 0
                 logged = self.step % every == 0
                 event = self._event(step, batch, embedding, logged=logged)
                 for observer in self.observers:
@@ -414,6 +419,7 @@ class Loop:
         return self._part() | {
             "loop": {
                 "step": self.step,
+                "open": self._open,
                 "done": self.done,
                 "metrics": self.metrics,
                 "best": self.best,
@@ -437,7 +443,7 @@ class Loop:
             optim.restore(optimizer, state["optimizers"][name])
         loop = state["loop"]
         self.step, self.done, self.best = loop["step"], loop["done"], loop["best"]
-        self.metrics = loop["metrics"]
+        self.metrics, self._open = loop["metrics"], loop.get("open", False)
         if loop["world"] == self.place.world and "statistics" in state:
             self._restore(state["statistics"])
         self._sums = {key: value.to(self.place.device) for key, value in loop["sums"].items()}

@@ -105,6 +105,11 @@ def plan_of(recipe: Recipe, run: Path) -> Plan:
         shards = open_data(recipe, stream.source)
         fields = [*(view.field for view in stream.views.values()), *stream.fields]
         check_fields(shards, fields, f"data.{stream.source}")
+        if stream.graphs and (recipe.data.decode_on, recipe.data.engine) != ("worker", "raycl"):
+            raise RayclError(
+                "data.decode_on, data.engine: graphs are packed in the workers by raycl; leave "
+                "both out"
+            )
         entries = entries_of(recipe, shards)
         draw = _draw(recipe, shards, entries, run)
         order = Order(entries, trainer.lanes, trainer.batch, trainer.seed, draw)

@@ -181,8 +181,7 @@ def zero_shot(recipe: Recipe, method: Method, train: ShardCorpus, test: ShardCor
     S, U and H of one of all classes, learned from real seen and made-up unseen samples; the
     accuracy of one of the unseen classes alone on their samples, and of one of the seen. "last" is
     of the classifier's last epoch; "best" of the one that is best on the test set itself, as
-    published figures are. Besides the encoder, the samples themselves are classified, scaled to
-    between 0 and 1 in each dimension.
+    published figures are. Besides the encoder, the samples themselves are classified, standardised.
     """
     unseen = np.setdiff1d(test.labels().numpy(), train.labels().numpy())
     if not len(unseen):
@@ -195,9 +194,9 @@ def zero_shot(recipe: Recipe, method: Method, train: ShardCorpus, test: ShardCor
         made_x = method.encoder(made).float().cpu()
     learned = (train.embed(method.encoder)[1], made_x, test.embed(method.encoder)[1])
     as_they_are = (train.embed(nn.Identity())[1], made.cpu(), test.embed(nn.Identity())[1])
-    low, high = as_they_are[0].amin(0), as_they_are[0].amax(0)
-    span = torch.where(high > low, high - low, 1)
-    plain = tuple((x - low) / span for x in as_they_are)
+    mean, deviation = as_they_are[0].mean(0), as_they_are[0].std(0)
+    deviation = torch.where(deviation > 0, deviation, 1)
+    plain = tuple((x - mean) / deviation for x in as_they_are)
     y = (train.labels(), made_y, test.labels())
     rows = _zero_shot(recipe, learned, y)
     return rows + [

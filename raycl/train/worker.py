@@ -41,6 +41,7 @@ from raycl.train.run import entries_of, open_data, pseudo_labels, scored_ids
 from raycl.train.sharding import whole
 from raycl.train.signals import STOPS
 from raycl.views.image import ImageView
+from raycl.views.packing import GraphView
 
 _log = logging.getLogger(__name__)
 
@@ -210,12 +211,14 @@ def export(weights: dict[str, Tensor], run: Path) -> Path:
     return path
 
 
-def evaluation_view(recipe: Recipe) -> ImageView | str:
+def evaluation_view(recipe: Recipe) -> ImageView | GraphView | str:
     """What an encoder is evaluated on: the first view's field and normalisation, nothing random.
 
-    Of a stream without views it is the name of its first field.
+    Of a stream without views it is the name of its first field; a view of graphs is its own.
     """
     stream = next(iter(recipe.streams.values()))
+    if stream.graphs:
+        return next(iter(stream.graphs.values()))
     return stream.first.evaluation(recipe.evaluation.size) if stream.views else stream.fields[0]
 
 

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, vstack
 
-ENTRIES = 1 << 24  # that a step of the walks from a block of nodes may make: 128 MiB at most
+# That a step of walks from a block of nodes may make: 128 MiB; all steps, 1 / alpha times that.
+ENTRIES = 1 << 24
 EPSILONS = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -124,7 +125,11 @@ def min_max(matrix: csr_array) -> csr_array:
 
 
 def row_normalised(x: np.ndarray | csr_array) -> np.ndarray | csr_array:
-    """Features (n, F) whose rows sum to 1, as used for Citeseer; rows of zeros stay."""
+    """Features (n, F) whose rows sum to 1; rows of zeros stay.
+
+    The released code does so for Citeseer, and the loader of DGL that it has its data from for all:
+    with Cora's 0 and 1 as they are, accuracy on the public split is two points lower.
+    """
     sums = np.asarray(x.sum(axis=1), np.float64)
     return diags_array(1 / np.where(sums == 0, 1, sums)) @ x
 
@@ -151,6 +156,12 @@ def pack(matrices: Sequence[csr_array]) -> tuple[np.ndarray, np.ndarray]:
     columns = np.concatenate([m.indices + start for m, start in zip(matrices, starts, strict=True)])
     weight = np.concatenate([m.data for m in matrices]).astype(np.float32)
     return np.stack([rows, columns]).astype(np.int64), weight
+
+
+def entries(matrix: csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Index (2, E) int64 of rows and columns, and weight (E,) float32, in row order."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return np.stack([rows, matrix.indices]).astype(np.int64), matrix.data.astype(np.float32)
 
 
 def _looped(adjacency: csr_array) -> tuple[csr_array, np.ndarray]:

@@ -293,9 +293,6 @@ class MaskView(_Part):
         out[...] = mask[rows[:, None], columns[::-1] if flip else columns]
 
 
-View = ImageView | MaskView
-
-
 def _random_boxes(
     crop: Crop, draw: np.ndarray, heights: np.ndarray, widths: np.ndarray
 ) -> np.ndarray:

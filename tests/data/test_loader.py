@@ -99,11 +99,11 @@ def test_bundles_in_another_order_are_an_error(tmp_path: Path) -> None:
         list(loader.epoch(0))
 
 
-def damage(shards: Shards, sample: int) -> Path:
-    """Overwrites the middle of an image where it lies; returns its shard."""
+def damage(shards: Shards, sample: int, field: str = "image") -> Path:
+    """Overwrites the middle of what a field holds where it lies; returns its shard."""
     shard, row = (int(part) for part in shards.locate(np.array(sample)))
     path = Path(shards.paths[shard])
-    payload = bytes(shards.reader(shard).encoded(row, "image"))
+    payload = bytes(shards.reader(shard).encoded(row, field))
     content = path.read_bytes()
     at = content.index(payload)
     path.write_bytes(content[: at + 2] + b"\0" * (len(payload) - 2) + content[at + len(payload) :])

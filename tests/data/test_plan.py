@@ -28,7 +28,8 @@ from raycl.data.pool import cut
 from raycl.data.shards import Shards
 from raycl.data.streams import streams_of
 from raycl.errors import RayclError
-from raycl.views.image import ImageView, View
+from raycl.views.image import ImageView
+from raycl.views.packing import View
 
 
 def dataset(folder: Path, samples: int = 50, shards: int = 3) -> Shards:

@@ -42,6 +42,20 @@ def test_a_fit_agrees_with_scikit_learn(digits: Digits, l2: float) -> None:
     assert difference.mean() < 1e-3
 
 
+@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+def test_more_features_than_samples_change_nothing(digits: Digits, l2: float) -> None:
+    """60 digits in their 64 dimensions, and turned into 300."""
+    x, y, test = digits[0][:60] / 16, digits[1][:60], digits[2] / 16
+    reference = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-6, max_iter=2000).fit(x, y)
+    expected = torch.from_numpy(reference.predict_proba(test))
+    for turn in (torch.eye(64), torch.linalg.qr(torch.randn(300, 64)).Q):
+        weight = _fits(x @ turn.T, y, 10, [l2])[0]
+        assert weight.shape == (10, len(turn) + 1)
+        found = _logits(weight, test @ turn.T).softmax(dim=1).double()
+        difference = (found - expected).abs()
+        assert difference.max() < 0.05 and difference.mean() < 1e-3
+
+
 def test_lbfgs_reaches_the_best_of_scikit_learn_on_digits(digits: Digits) -> None:
     train_x, train_y, test_x, test_y = digits
     scaler = StandardScaler().fit(train_x)

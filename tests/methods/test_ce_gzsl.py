@@ -89,9 +89,17 @@ def test_scaling(golden: Golden) -> None:
     found = golden("gzsl_scaling")
     train, test = (torch.from_numpy(found[name]) for name in ("train", "test"))
     encoder = Embedding(train.shape[1], 4)
-    encoder.fit(train)
+    encoder.fit(train, signed=False)
     for part, scaled in ((train, "train_scaled"), (test, "test_scaled")):
         np.testing.assert_allclose(encoder.scaled(part), found[scaled], atol=1e-6)
+
+
+def test_signed_features_are_standardised() -> None:
+    x = torch.randn(50, 3) * torch.tensor([5.0, 0.1, 0.0]) - 2
+    encoder = Embedding(3, 4)
+    encoder.fit(x, signed=True)
+    torch.testing.assert_close(encoder.scaled(x).mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(encoder.scaled(x).std(0), torch.tensor([1.0, 1.0, 0.0]))
 
 
 def toy(rows: int = 12) -> tuple[CEGZSL, dict[str, Tensor]]:

@@ -163,6 +163,7 @@ def test_sparse_features_are_the_dense_ones(level: str) -> None:
     x = batch.pop("x")
     batch["x.index"] = x.nonzero().T
     batch["x.weight"] = x[*batch["x.index"]]
+    batch["x.columns"] = torch.tensor(x.shape[1])
     torch.testing.assert_close(method.encoder(batch), expected)
 
 

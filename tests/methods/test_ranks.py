@@ -13,6 +13,7 @@ from raycl.methods.base import Batch, DataInfo, Method
 from raycl.nn import collectives
 from raycl.recipe import Recipe
 from raycl.train.loop import Loop, Place
+from tests.methods.test_mvgrl import drawn
 from tests.nn.distributed import run
 from tests.train.toys import Fixed
 
@@ -41,11 +42,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "comparator": 6,
         "generator_weight": 1.0,
     },
+    "mvgrl": {"features": 5, "dim": 4},
+    "mvgrl of graphs": {"name": "mvgrl", "features": 5, "dim": 4, "level": "graph"},
+    "dgi": {"features": 5, "dim": 4},
+    "dgi of graphs": {"name": "dgi", "features": 5, "dim": 4, "level": "graph"},
 }
+NODES = [5, 9, 3, 6, 12, 2, 8, 4]  # of the graph of each sample
 
 
 class Full(Fixed):
-    """With labels, small views, the geometry of the crops, whole images and their masks."""
+    """With labels, small views, the geometry of the crops, whole images and their masks, graphs."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch in super().epoch(epoch, start):
@@ -63,18 +69,19 @@ class Full(Fixed):
             batch["objects"][:, 0] = torch.tensor([2.0, 3, 10, 12, 1, 0])
             # The second lane has more objects than the first.
             batch["objects"][batch["id"] >= ROWS, 1] = torch.tensor([8.0, 6, 13, 16, 2, 0])
-            yield batch
+            ids = batch["id"].tolist()
+            yield batch | drawn([NODES[i] for i in ids], ids[0])
 
 
 def small(name: str) -> Recipe:
+    of_images = not any(kind in name for kind in ("ce_gzsl", "mvgrl", "dgi"))
     encoder = {"encoder": {"depth": 18, "width": 8, "stem": "cifar"}}
-    method = {**(encoder if name != "ce_gzsl" else {}), **SMALL[name]}
     rates = {"name": "sgd", "lr": 0.01, "lr_scaling": "none", "warmup_epochs": 0}
     stop = {"epochs": 1, "steps": STEPS}
     return Recipe.model_validate(
         {
-            "method": {"name": name, **method},
-            "views": {"size": 16},  # of those that a method draws itself
+            "method": {"name": name, **(encoder if of_images else {}), **SMALL[name]},
+            "views": {"size": 16} if of_images else {},  # of those that a method draws itself
             "optimizer": rates,
             "trainer": {"lanes": LANES, "batch": ROWS, "log_every": 1, "stop": stop},
         }

@@ -207,18 +207,22 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
 
 
 class StopAfter(Observer):
-    """Interrupts a loop after some steps, as Ctrl-C does."""
+    """Interrupts a loop after some steps, as Ctrl-C does, and notes the ends of epochs."""
 
     loop: Loop
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self.ends: list[int] = []
+
+    def after_epoch(self, event: Event) -> None:
+        self.ends.append(event.step.epoch)
 
     def after_step(self, event: Event) -> None:
         self.loop.interrupted = event.step.index + 1 == self.steps
 
 
-@pytest.mark.parametrize("at", [2, 3, 5])
+@pytest.mark.parametrize("at", [2, 3, 5, 6])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, at: int) -> None:
     made = recipe("trainer.stop.epochs=2", "optimizer.momentum=0.9", "trainer.log_every=2", lanes=2)
     whole = method_of(made)
@@ -232,9 +236,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, a
     folder = checkpoint.require(tmp_path)
     assert checkpoint.cursor(folder) == divmod(at, 3)
     rest = method_of(made, seed=5)
-    resumed = loop_of(made, rest, run=tmp_path)
+    later = StopAfter(at)
+    later.loop = resumed = loop_of(made, rest, run=tmp_path, observers=[later])
     resumed.load(checkpoint.load(folder))
+    later.steps = 0
     assert resumed.fit() == expected
+    assert (resumed.step, stop.ends + later.ends) == (6, [0, 1])
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name]), name
 

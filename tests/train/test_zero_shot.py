@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
+from raycl.data.shards import Shards
 from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.train.evaluation import evaluate
 from raycl.train.trainer import pretrain
+from tests.conftest import Cluster
+from tests.test_cli import run as command
 from tests.train.test_trainer import metrics
 
 CLASSES, DIM = 6, 8
@@ -95,3 +100,68 @@ def test_a_method_that_makes_up_nothing_is_refused(
     recipe = load("simclr/digits", tiny)
     with pytest.raises(RayclError, match="SimCLR makes up none"):
         check_zero_shot(recipe, None, None)  # type: ignore[arg-type]
+
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230)}
+
+
+def drawings(folder: Path) -> Path:
+    """Discs and squares of three colours, 30 of each; and the table that describes the classes."""
+    generator = np.random.default_rng(0)
+    lines = ["class,unseen,r,g,b,disc,square"]
+    for name, colour in COLOURS.items():
+        for disc in (0, 1):
+            kind = f"{name}-{'disc' if disc else 'square'}"
+            unseen = int(kind in ("green-disc", "blue-square"))
+            described = [*(round(value / 255, 2) for value in colour), disc, 1 - disc]
+            lines.append(",".join(map(str, [kind, unseen, *described])))
+            (folder / "images" / kind).mkdir(parents=True)
+            for number in range(30):
+                noise = generator.integers(0, 60, (16, 16, 3), dtype=np.uint8)
+                image, at = Image.fromarray(noise), generator.integers(1, 5)
+                pen = ImageDraw.Draw(image)
+                (pen.ellipse if disc else pen.rectangle)([at, at, at + 9, at + 9], fill=colour)
+                image.save(folder / "images" / kind / f"{number}.png")
+    (folder / "classes.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_from_own_images_to_classes_that_nobody_has_seen(
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A pretrained encoder, then what the README says: embed, import, pretrain, evaluate."""
+    monkeypatch.chdir(drawings(tmp_path))
+    tiny = [
+        "method.encoder.width=8",
+        "trainer={lanes: 1, workers: 1, batch: 60, stop: {epochs: 2}}",
+    ]
+    small = [
+        "method.hidden=64", "method.embedding=32", "method.projection=16", "method.comparator=16",
+        "method.noise=8", "trainer.batch=80", "trainer.stop.epochs=40", "optimizer.lr=0.002",
+        "evaluation.zero_shot.samples=30",
+    ]  # fmt: skip
+    for arguments in (
+        ["data", "import", "imagefolder", "images", "photos"],
+        ["pretrain", "simclr/digits", "--run", "encoder", "data.train=photos", *tiny,
+         "evaluation.every_epochs=0"],
+        ["embed", "encoder", "photos", "features", "--part", "64"],
+        ["data", "import", "features", "features", "gzsl", "--classes", "classes.csv"],
+        ["pretrain", "ce_gzsl/flo-small", "--run", "run", *small,
+         *(f"data.{name}=gzsl/{name}" for name in ("train", "test", "classes"))],
+        ["embed", "run", "gzsl/test", "h"],
+    ):  # fmt: skip
+        assert command(monkeypatch, *arguments) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "features: 180 samples of 64 features in 3 files" in shown
+    assert "h: 84 samples of 32 features in 1 files" in shown
+    train = Shards("gzsl/train")
+    assert (np.bincount(train.column("label"), minlength=6) == [24, 0, 0, 24, 24, 24]).all()
+    assert command(monkeypatch, "evaluate", "run", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    of_run = [row for row in rows if row["representation"] == "trained encoder"]
+    found = {row["metric"]: row["score"] for row in of_run if row["protocol"] == "zero_shot"}
+    assert found.keys() >= {"S, last", "U, last", "H, last", "H, best", "unseen alone, last"}
+    assert found["S, last"] > 0.7  # of six classes; so few updates teach nothing of the unseen ones

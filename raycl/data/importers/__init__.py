@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
     Attributes:
         content: a file, the bytes of a complete file (as bytes or as (size,) uint8), the pixels
-            (H, W, 3) uint8 of an image, or an array (D,) float32 of features.
+            (H, W, 3) uint8 of an image, an array (D,) float32 of features, or a stored graph.
         label: index of the class, where the split is labelled.
         origin: where the sample comes from, for error messages.
         mask: an image file with one grey level for each of its pixels, or its content, where the
@@ -84,7 +84,7 @@ class Split:
     labelled: bool
     classes: list[str] | None
     mode: Mode = "jpg"
-    field: Literal["image", "video", "features"] = "image"
+    field: Literal["image", "video", "features", "graph"] = "image"
     page: int = PAGE
     stamp: str = ""
     mask: str = ""

@@ -1,25 +1,34 @@
 """Features of images with an embedding of every class, as zero-shot benchmarks come.
 
-Two layouts are read: the xlsa17 bundle (a directory with res101.mat and att_splits.mat, or
-sent_splits.mat, counted from 1) and an .npz of `features` (N, D), `labels` (N,), `att` (C, A) and
-the rows of the proposed split, counted from 0, [class_names (C,)]. The splits `train` and `test`
-hold the samples, the test split those of seen and unseen classes; `classes` holds one embedding a
-class, in the order of the labels.
+Three layouts are read: the xlsa17 bundle (a directory with res101.mat and att_splits.mat, or
+sent_splits.mat, counted from 1); an .npz of `features` (N, D), `labels` (N,), `att` (C, A) and
+the rows of the proposed split, counted from 0, [class_names (C,)]; and what `raycl embed` wrote,
+with a table of classes. The splits `train` and `test` hold the samples, the test split those of
+seen and unseen classes; `classes` holds one embedding a class, in the order of the labels.
+
+The table of classes is a .csv with a head: the name of a class, 1 if it is unseen and else 0, and
+the numbers of its embedding. Every fifth sample of a seen class goes to the test split.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
 from raycl.data.importers import Item, Split, npz, stamp
 from raycl.errors import RayclError
 
 ROWS = {"train": ("trainval_loc",), "test": ("test_seen_loc", "test_unseen_loc")}
+EMBEDDED = "embedding.json"
+HELD_OUT = 5  # every so many samples of a seen class are for testing
 _NAMES = ("att_splits.mat", "sent_splits.mat")
 
 
@@ -44,21 +53,34 @@ class Rows:
             yield Item(row, label, f"{self.origin}[{number}]")
 
 
-def splits(source: Path) -> list[Split]:
+def splits(source: Path, table: Path | None = None) -> list[Split]:
     """The splits `train`, `test` and `classes`.
+
+    Args:
+        table: of the classes, for what `raycl embed` wrote.
 
     Raises:
         RayclError: a file or an array is missing, or arrays contradict each other.
     """
-    files = [source] if source.is_file() else _bundle(source)
-    first = 0 if source.is_file() else 1
+    embedded = (source / EMBEDDED).is_file()
+    if embedded != (table is not None):
+        raise RayclError(
+            f"{source}: what `raycl embed` wrote is imported with a table of its classes "
+            f"(--classes FILE.csv), and nothing else is"
+        )
     arrays: dict[str, np.ndarray] = {}
-    for path in files:
-        arrays |= npz.load(path) if path.suffix == ".npz" else _mat(path)
+    if table is not None:
+        files, first = [*sorted(source.glob("*.parquet")), table], 0
+        arrays = _embedded(source, table)
+    else:
+        files = [source] if source.is_file() else _bundle(source)
+        first = 0 if source.is_file() else 1
+        for path in files:
+            arrays |= npz.load(path) if path.suffix == ".npz" else _mat(path)
     where = str(source)
     x = _array(arrays, "features", where)
     a = _array(arrays, "att", where)
-    if first:
+    if first == 1:
         x, a = x.T, a.T  # samples and classes are columns there
     y = _array(arrays, "labels", where).reshape(-1).astype(np.int64) - first
     if len(x) != len(y):
@@ -84,6 +106,103 @@ def splits(source: Path) -> list[Split]:
             raise RayclError(f"{where}: {keys[0]!r} and its like name row {rows.max()} of {len(x)}")
         found.append(split(name, x[rows], y[rows], rows))
     return [*found, split("classes", a, np.arange(len(a)), np.arange(len(a)))]
+
+
+def _embedded(source: Path, table: Path) -> dict[str, np.ndarray]:
+    """The arrays of the .npz layout, from features in Parquet and a table of classes."""
+    about = json.loads((source / EMBEDDED).read_text(encoding="utf-8"))
+    place, samples = about["data"]["place"], about["data"]["samples"]
+    names, unseen, embeddings = _classes(table)
+    line = {name: row for row, name in enumerate(names)}
+    known: list[str] = about["classes"] or [str(i) for i in range(len(names))]
+    missing = next((name for name in known if name not in line), None)
+    if missing is not None:
+        raise RayclError(f"{table}: has no line of the class {missing!r} of {place}")
+    imaged = set(known)
+    order = [line[name] for name in [*known, *(name for name in names if name not in imaged)]]
+    x, y = _rows(source)
+    if len(x) != samples:
+        raise RayclError(
+            f"{source}: holds {len(x)} of {samples} samples; run `raycl embed` again, which goes on"
+        )
+    if y.min() < 0 or y.max() >= len(known):
+        raise RayclError(
+            f"{source}: labels run from {y.min()} to {y.max()}, and {len(known)} classes are known"
+        )
+    new = unseen[order][y]
+    if new.all() or not new.any():
+        raise RayclError(
+            f"{table}: {'all' if new.all() else 'none'} of the classes with images are unseen; "
+            f"some must be and some not"
+        )
+    held_out = np.zeros(len(y), bool)
+    for label in np.unique(y):
+        held_out[np.flatnonzero(y == label)[HELD_OUT - 1 :: HELD_OUT]] = True
+    return {
+        "features": x,
+        "labels": y,
+        "att": embeddings[order],
+        "class_names": np.array(names)[order],
+        "trainval_loc": np.flatnonzero(~new & ~held_out),
+        "test_seen_loc": np.flatnonzero(~new & held_out),
+        "test_unseen_loc": np.flatnonzero(new),
+    }
+
+
+def _rows(source: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and labels (N,) of all parts that are there."""
+    x, y = [], []
+    for path in sorted(source.glob("*.parquet")):
+        try:
+            rows = parquet.read_table(path).combine_chunks()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RayclError(
+                f"{path}: is not whole; run `raycl embed` again, which goes on: {error}"
+            ) from error
+        if "label" not in rows.column_names:
+            raise RayclError(f"{path}: its samples have no label, so no class is known")
+        x.append(rows["features"].chunk(0).flatten().to_numpy().reshape(len(rows), -1))
+        y.append(rows["label"].to_numpy())
+    if not x:
+        raise RayclError(f"{source}: holds no features yet; run `raycl embed` again, which goes on")
+    return np.concatenate(x), np.concatenate(y)
+
+
+def _classes(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, which are unseen (C,), and embeddings (C, A) of a table of classes."""
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RayclError(f"{table}: not a readable table: {error}") from error
+    names: dict[str, int] = {}
+    unseen: list[bool] = []
+    embeddings: list[list[float]] = []
+    for number, line in lines[1:]:
+        where = f"{table}: line {number}"
+        if not line:
+            continue
+        try:
+            name, new, *values = line
+            unseen.append({"0": False, "1": True}[new.strip()])
+            embeddings.append([float(value) for value in values])
+        except (ValueError, KeyError) as error:
+            raise RayclError(
+                f"{where}: the name of a class, 1 if it is unseen or else 0, and numbers are needed"
+            ) from error
+        if not values or not np.isfinite(embeddings[-1]).all():
+            raise RayclError(f"{where}: finite numbers are needed, the embedding of the class")
+        if len(values) != len(embeddings[0]):
+            raise RayclError(
+                f"{where}: has {len(values)} numbers, and the lines before it {len(embeddings[0])}"
+            )
+        if name in names:
+            raise RayclError(f"{where}: the class {name!r} stands in line {names[name]} already")
+        names[name] = number
+    if not names:
+        raise RayclError(f"{table}: a head, and a line for each class are needed")
+    return list(names), np.array(unseen), np.array(embeddings, np.float32)
 
 
 def _bundle(folder: Path) -> list[Path]:

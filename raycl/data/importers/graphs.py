@@ -20,41 +20,17 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import csr_array, csr_matrix, hstack
 
 from raycl.errors import RayclError
 from raycl.views.graph import adjacency
-
-Features: TypeAlias = np.ndarray | csr_array | None
-
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One graph, as its files have it.
-
-    Attributes:
-        nodes: their number, n.
-        edges: (2, E) int64 nodes; directions, loops and repeats as in the files.
-        x: (n, F) float32 features, sparse where the files' are.
-        y: class of the graph, an index.
-        labels: (n,) int64 classes of nodes, -1 where there is none; of a set of graphs, their tags.
-        splits: positions of nodes by "train", "val" and "test".
-    """
-
-    nodes: int
-    edges: np.ndarray
-    x: Features = None
-    y: int | None = None
-    labels: np.ndarray | None = None
-    splits: Mapping[str, np.ndarray] = field(default_factory=dict)
+from raycl.views.packing import SPLITS, Features, Graph
 
 
 def npz(path: Path) -> Graph:
@@ -138,7 +114,7 @@ def planetoid(folder: Path, name: str) -> Graph:
     rows = np.concatenate([x["allx"].row, test[x["tx"].row]])
     columns = np.concatenate([x["allx"].col, x["tx"].col])
     values = np.concatenate([x["allx"].data, x["tx"].data])
-    nodes = max(int(test.max()), *found["graph"]) + 1
+    nodes = int(test.max()) + 1
     labels = np.full(nodes, -1)
     for at, one_hot in ((np.arange(known), found["ally"]), (test, found["ty"])):
         labels[at] = np.where(one_hot.any(axis=1), one_hot.argmax(axis=1), -1)

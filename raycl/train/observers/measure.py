@@ -72,12 +72,14 @@ class Embeddings(Observer):
         self.queue = torch.empty(0)
         self._narrow = 0  # logged steps in a row
         self._flat = False
+        self._new = True  # since RankMe was measured, which takes longer than some epochs
 
     def after_step(self, event: Event) -> None:
         if event.embedding is None:
             return
         rows = event.embedding.float().cpu()
         self.queue = torch.cat([self.queue, rows])[-self.size :] if len(self.queue) else rows
+        self._new |= event.logged
         if event.logged:
             std = event.metrics["embedding_std"] = embedding_std(self.queue)
             dims = self.queue.shape[1]
@@ -90,8 +92,9 @@ class Embeddings(Observer):
                 )
 
     def after_epoch(self, event: Event) -> None:
-        if not len(self.queue):
+        if not len(self.queue) or not (self._new or event.last):
             return
+        self._new = False
         rank = event.metrics["rank_me"] = rank_me(self.queue)
         before, self._flat = self._flat, rank < (3 if self._flat else 2)  # it hovers
         if self._flat and not before:
@@ -101,11 +104,12 @@ class Embeddings(Observer):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"queue": self.queue, "narrow": self._narrow, "flat": self._flat}
+        return {"queue": self.queue, "narrow": self._narrow, "flat": self._flat, "new": self._new}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.queue = state.get("queue", self.queue)
         self._narrow, self._flat = state.get("narrow", 0), state.get("flat", False)
+        self._new = state.get("new", True)
 
 
 class OnlineKnn(Observer):

@@ -46,17 +46,17 @@ def test_the_files_of_planetoid_are_the_archives(
 ) -> None:
     """Written as their owners laid them out: test nodes in any order, isolated ones left out."""
     expected = graphs.npz(shared_data("graphs_planetoid") / f"{name}.npz")
-    _as_planetoid(tmp_path, name, expected)
+    as_planetoid(tmp_path, name, expected)
     found = graphs.planetoid(tmp_path, name)
     assert found.nodes == expected.nodes
     assert (found.x != expected.x).nnz == 0
     np.testing.assert_array_equal(found.labels, expected.labels)
     for split, rows in expected.splits.items():
         np.testing.assert_array_equal(found.splits[split], rows)
-    assert _pairs(found) == _pairs(expected)
+    assert pairs(found) == pairs(expected)
 
 
-def _as_planetoid(folder: Path, name: str, graph: Graph) -> None:
+def as_planetoid(folder: Path, name: str, graph: Graph) -> None:
     known = int(graph.splits["test"].min())
     test = np.random.default_rng(0).permutation(graph.splits["test"])
     one_hot = np.eye(graph.labels.max() + 1)[graph.labels] * (graph.labels >= 0)[:, None]
@@ -73,7 +73,7 @@ def _as_planetoid(folder: Path, name: str, graph: Graph) -> None:
     (folder / f"ind.{name}.test.index").write_text(lines)
 
 
-def _pairs(graph: Graph) -> set[tuple[int, ...]]:
+def pairs(graph: Graph) -> set[tuple[int, ...]]:
     return {tuple(sorted(edge)) for edge in graph.edges.T.tolist()}
 
 
@@ -126,7 +126,7 @@ def test_planetoid_files_that_contradict_each_other(
         labels=np.array([0, 1, 2, 0, 1]),
         splits={"train": np.arange(2), "test": np.array([3, 4])},
     )
-    _as_planetoid(tmp_path, "toy", graph)
+    as_planetoid(tmp_path, "toy", graph)
     content = value.encode() if isinstance(value, str) else pickle.dumps(value)
     (tmp_path / f"ind.toy.{key}").write_bytes(content)
     with pytest.raises(RayclError, match=f"ind.toy.{key}: .*{message}"):
@@ -158,7 +158,7 @@ def test_the_sets_of_gin(
 TEXT = "2\n3 5\n7 1 1\n7 2 0 2\n8 1 1\n2 -1\n8 1 1\n8 1 0\n"
 
 
-def _as_tu(folder: Path, **changes: str) -> None:
+def as_tu(folder: Path, **changes: str) -> None:
     parts = {
         "A": "1, 2\n2, 1\n2, 3\n3, 2\n4, 5\n5, 4\n",
         "graph_indicator": "1\n1\n1\n2\n2\n",
@@ -171,11 +171,11 @@ def _as_tu(folder: Path, **changes: str) -> None:
 
 def test_both_forms_of_a_set_are_one(tmp_path: Path) -> None:
     (tmp_path / "toy.txt").write_text(TEXT)
-    _as_tu(tmp_path)
+    as_tu(tmp_path)
     for found in (graphs.tu_text(tmp_path / "toy.txt"), graphs.tu(tmp_path, "TOY")):
         assert [graph.y for graph in found] == [1, 0]
         assert [graph.labels.tolist() for graph in found] == [[7, 7, 8], [8, 8]]
-        assert [_pairs(graph) for graph in found] == [{(0, 1), (1, 2)}, {(0, 1)}]
+        assert [pairs(graph) for graph in found] == [{(0, 1), (1, 2)}, {(0, 1)}]
         first, second = (x.toarray() for x in graphs.features(found))
         np.testing.assert_array_equal(first, [[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]])
         np.testing.assert_array_equal(second, [[0, 1, 1, 0], [0, 1, 1, 0]])
@@ -183,7 +183,7 @@ def test_both_forms_of_a_set_are_one(tmp_path: Path) -> None:
 
 def test_attributes_are_features(tmp_path: Path) -> None:
     (tmp_path / "toy.txt").write_text("1\n2 0\n0 1 1 0.5 2\n0 1 0 1.5 3\n")
-    _as_tu(tmp_path, node_attributes="1, 2\n3, 4\n5, 6\n7, 8\n9, 0.5\n")
+    as_tu(tmp_path, node_attributes="1, 2\n3, 4\n5, 6\n7, 8\n9, 0.5\n")
     (x,) = graphs.features(graphs.tu_text(tmp_path / "toy.txt"))
     np.testing.assert_array_equal(x, [[0.5, 2], [1.5, 3]])
     first, second = graphs.features(graphs.tu(tmp_path, "TOY"))
@@ -221,7 +221,7 @@ def test_a_wrong_line_of_gin_is_named(tmp_path: Path, text: str, where: str) -> 
     ],
 )
 def test_a_wrong_file_of_tu_is_named(tmp_path: Path, part: str, content: str, message: str) -> None:
-    _as_tu(tmp_path, **{part: content})
+    as_tu(tmp_path, **{part: content})
     with pytest.raises(RayclError, match=f"TOY_{part}.txt: .*{message}"):
         graphs.tu(tmp_path, "TOY")
 
