@@ -95,6 +95,19 @@ def cluster() -> Iterator[Cluster]:
             head.wait(30)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _cores_are_free_again() -> Iterator[None]:
+    """A module that leaves an actor behind is named; the next one would wait for its core."""
+    yield
+    import ray
+
+    if ray.is_initialized():
+        whole, deadline = ray.cluster_resources().get("CPU"), time.monotonic() + 30
+        while ray.available_resources().get("CPU") != whole:
+            assert time.monotonic() < deadline, "tasks or actors of this module hold cores"
+            time.sleep(0.1)
+
+
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -8,11 +8,12 @@ whole are not made again, so that the same command goes on after an interruption
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,30 +203,40 @@ def _write(work: Work, workers: int | None, progress: Callable[[int, int], None]
     if not left:
         return
     with connected(work.recipe.trainer.address, num_cpus=len(os.sched_getaffinity(0))):
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an actor's error is told once
-        gpus, cpus = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
-        room = gpus or cpus
-        actors = min(workers or room, room, len(left))
-        rows = ray.data.from_items([{"part": n} for n in left], override_num_blocks=len(left))
-        rows.context.enable_progress_bars = False
-        rows.context.raise_original_map_exception = True  # in Ray Data's own a mistake is lost
-        written = rows.map_batches(
-            Embedder,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            fn_constructor_args=(ray.put(work),),
-            num_cpus=1,
-            num_gpus=1 if gpus else 0,
-        )
+        mistake = None
         try:
-            for row in written.iter_rows():
-                done += len(work.ids(row["part"]))
+            for number in _written(work, left, workers):
+                done += len(work.ids(number))
                 progress(done, total)
         except Exception as error:
             mistake = reason(error)
             if mistake is None:
                 raise
-            raise RayclError(str(mistake)) from error
+        if mistake:
+            # The actors of a pipeline that failed hold their cores until Python has collected the
+            # circle of objects that refers to them, and one that waits for a core never does.
+            gc.collect()
+            raise RayclError(str(mistake))
+
+
+def _written(work: Work, left: Sequence[int], workers: int | None) -> Iterator[int]:
+    """Parts as actors have written them."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an actor's error is told once
+    gpus, cpus = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+    room = gpus or cpus
+    rows = ray.data.from_items([{"part": n} for n in left], override_num_blocks=len(left))
+    rows.context.enable_progress_bars = False
+    rows.context.raise_original_map_exception = True  # in Ray Data's own a mistake is lost
+    written = rows.map_batches(
+        Embedder,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers or room, room, len(left))),
+        fn_constructor_args=(ray.put(work),),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
+    for row in written.iter_rows():
+        yield row["part"]
 
 
 class Embedder:

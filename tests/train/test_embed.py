@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from pyarrow import parquet
 
@@ -214,10 +216,20 @@ def test_what_is_missing_is_named(whole: Path, digits: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_sample_is_named(cluster: Cluster, whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_named_and_no_actor_stays(
+    cluster: Cluster, whole: Path, tmp_path: Path
+) -> None:
     path = damage(photos(tmp_path / "set"), 23)
-    with pytest.raises(RayclError, match=rf"^{path}, sample 3: "):
-        embed(whole, str(tmp_path / "set"), str(tmp_path / "out"), part=10)
+    gc.disable()  # it comes when it likes, and would hide an actor that waits for it
+    try:
+        with pytest.raises(RayclError, match=rf"^{path}, sample 3: "):
+            embed(whole, str(tmp_path / "set"), str(tmp_path / "out"), part=10)
+        deadline = time.monotonic() + 60
+        while (free := ray.available_resources().get("CPU")) != 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert free == 2
+    finally:
+        gc.enable()
 
 
 def test_features_go_to_a_bucket(
