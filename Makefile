@@ -21,7 +21,6 @@ ffcv: .venv/.packages
 demo: env
 	$(BIN)/raycl demo
 
-# Style and types are looked at beside the tests, which wait for Ray half of their time.
 test: ffcv
 	@$(MAKE) --no-print-directory -j3 lint types pytest
 
@@ -33,8 +32,10 @@ lint: .venv/.packages
 types: .venv/.packages
 	$(BIN)/mypy
 
+# Two at a time, each with a cluster of its own: half of their time they wait for Ray.
 pytest: .venv/.packages
-	$(BIN)/python -m pytest --ignore=tests/cluster --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--ignore=tests/cluster --durations=25
 
 # Needs root and iproute2: hosts are network namespaces. Takes some minutes.
 hosts: .venv/.packages

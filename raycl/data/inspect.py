@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raycl.beton import Field, IntField, Reader, RGBImageField
+from raycl.beton import BytesField, Field, IntField, Reader, RGBImageField
 from raycl.data import storage
 from raycl.data.find import SIDECAR, File, Found, find, name_of, sibling
 from raycl.data.remote import RemoteFile
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
+from raycl.views.packing import Graph
 
 if TYPE_CHECKING:
     from raycl.views.image import ImageView
@@ -81,7 +82,7 @@ def verify(
     """Reads and decodes every sample of every shard, whatever is wrong with others.
 
     Finds shards that are missing, cannot be read, or have other fields than the first; samples
-    whose values are damaged; and labels that no class has.
+    whose values are damaged, graphs among them; and labels that no class has.
 
     Args:
         spec: as for `Shards`.
@@ -174,9 +175,21 @@ def _check(reader: Reader, first: int, size: int, classes: list[str] | None) -> 
                 f"the {len(classes)} classes"
                 for row in np.flatnonzero((labels < 0) | (labels >= len(classes))).tolist()
             ]
+        if isinstance(reader.fields.get("graph"), BytesField):
+            lines += _graphs(reader, first, end)
     except RayclError as error:  # a server that does not answer
         lines = [f"{reader.name}: samples {first} to {end - 1}: {error}"]
     return end - first, size, lines
+
+
+def _graphs(reader: Reader, first: int, end: int) -> Iterator[str]:
+    contents = reader.payloads(np.arange(first, end), ["graph"])["graph"]
+    for row, content in enumerate(contents, first):
+        try:
+            if content:  # a lost one has been told of
+                Graph.of(content)
+        except RayclError as error:
+            yield f"{reader.name}: sample {row}, field 'graph': {error}"
 
 
 def preview(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from raycl.data.inspect import verify
 from raycl.data.loader import Loader, walk
 from raycl.data.order import Order
 from raycl.data.plan import Plan, Source, local_bundles
@@ -119,6 +120,13 @@ def test_a_damaged_graph_is_named(shards: Shards) -> None:
     message = rf"{place}, sample {sample}: its graph is no archive .*data\.corrupt=substitute"
     with pytest.raises(RayclError, match=message):
         list(loader_of(Shards(place)).epoch(0))
+
+
+def test_verify_finds_a_damaged_graph(shards: Shards) -> None:
+    lines: list[str] = []
+    assert verify(shards.place, lines.append) == (len(SHAPES), 0)
+    assert verify(damage(shards, 5, "graph"), lines.append) == (len(SHAPES), 1)
+    assert "sample 5, field 'graph': its graph is no archive that can be read" in lines[0]
 
 
 def test_a_damaged_graph_is_replaced_by_one_of_its_lane(shards: Shards) -> None:
