@@ -1,6 +1,10 @@
 # Needs make, python3 (3.11 or newer) and python3-venv. `make demo` or `make test` may come first.
 BIN := .venv/bin
 
+# Where Python may not keep what it has compiled, each of some hundred processes that the tests start
+# compiles torch and Ray anew: 7 s of a core for torch alone, where 3 would do.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: env ffcv demo test lint types pytest hosts soak lock clean
 
 env: .venv/.ffcv
