@@ -117,7 +117,8 @@ def _free_port() -> int:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's handwritten digits as shards: a folder with train and test."""
-    from raycl.data.sink import Storage, import_dataset
+    from raycl.data.encode import Storage
+    from raycl.data.sink import import_dataset
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     import_dataset("digits", None, folder, storage=Storage(shard_samples=600))

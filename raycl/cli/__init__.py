@@ -301,7 +301,8 @@ def demo(
 ) -> None:
     """Pretrain SimCLR on handwritten digits with two Ray workers, evaluate it, write a report."""
     from raycl import recipe as recipes
-    from raycl.data.sink import Storage, import_dataset
+    from raycl.data.encode import Storage
+    from raycl.data.sink import import_dataset
     from raycl.report.page import write_report
     from raycl.train.evaluation import evaluate as score
 

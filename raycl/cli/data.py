@@ -85,7 +85,8 @@ def import_(
     address: Address = None,
 ) -> None:
     """Turn foreign data into .beton shards. Stopped, it goes on when it is run again."""
-    from raycl.data.sink import Storage, import_dataset
+    from raycl.data.encode import Storage
+    from raycl.data.sink import import_dataset
     from raycl.errors import RayclError
 
     expected = 1 if kind is Importer.digits else 2
@@ -195,7 +196,7 @@ def convert(
 ) -> None:
     """Store the images of data sets otherwise: raw, as JPEG, smaller."""
     from raycl.data import reshape
-    from raycl.data.sink import Storage
+    from raycl.data.encode import Storage
 
     sources, out = _sources(places, "convert")
     storage = Storage(

@@ -1,37 +1,30 @@
 """From encoded samples to views: decode once, cut every view from it, in threads.
 
-One decoded image serves all its views, and goes straight from the thread's own buffer into the
-batch. Decoding and resizing release the GIL. A GPU can do both instead.
+One decoded image serves all its views. What a thread does with one row is in `raycl.data.rows`;
+decoding and resizing release the GIL. A GPU can do both instead.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from raycl.beton.fields import JPG, RAW, check_jpeg, decode_jpeg
+from raycl.data.rows import Graphs, Images, Masks, Pixels, Rows, least
 from raycl.errors import RayclError
 from raycl.views.image import ImageView, MaskView
-from raycl.views.packing import GraphView, Matrices, View
+from raycl.views.packing import GraphView, View
 
 SPAN = 16  # rows that a thread takes at a time
-FINER = 2.0  # a scaled JPEG still has at least so many pixels for one of the view, along each side
 
-Pixels = Any  # an array; a tensor where a device cuts; a list of what is packed later
-
-_memory = threading.local()
 _log = logging.getLogger(__name__)
 
 
@@ -113,9 +106,9 @@ class Decoder:
             for name, pixels in out.items():
                 pixels[...] = rows[name].reshape(pixels.shape)
             return Cutting(self, rows["id"], plans, out, [], int(rows["substituted"].sum()))
-        fields: list[_Source] = [self._field(name, rows, plans) for name in self._fields]
+        fields: list[Rows] = [self._field(name, rows, plans) for name in self._fields]
         graphs = {n: v for n, v in self.views.items() if isinstance(v, GraphView)}
-        fields += [_Graphs(rows[view.field], name, view) for name, view in graphs.items()]
+        fields += [Graphs(rows[view.field], name, view) for name, view in graphs.items()]
         lost = np.flatnonzero(rows.get("lost", ())).tolist()
         for name, view in masks.items():
             field = self._images[view.follows].field
@@ -123,7 +116,7 @@ class Decoder:
                 *(rows[f"{field}.{side}"].tolist() for side in ("height", "width")), strict=True
             )
             boxes, flips = (plans[name][key].tolist() for key in ("box", "flip"))
-            fields.append(_Masks(rows[view.field], list(sizes), name, view, boxes, flips))
+            fields.append(Masks(rows[view.field], list(sizes), name, view, boxes, flips))
         span, work = (SPAN, self._span) if self.device is None else (count, self._on_device)
         spans = [
             self.pool.submit(work, range(at, min(at + span, count)), fields, out)
@@ -141,19 +134,19 @@ class Decoder:
 
     def _field(
         self, name: str, rows: Mapping[str, Any], plans: Mapping[str, Mapping[str, np.ndarray]]
-    ) -> _Field:
+    ) -> Images:
         height, width = rows[f"{name}.height"], rows[f"{name}.width"]
         views = {n: v for n, v in self._images.items() if v.field == name}
-        return _Field(
+        return Images(
             rows[name],
             rows[f"{name}.mode"].tolist(),
             list(zip(height.tolist(), width.tolist(), strict=True)),
-            _least(views, plans, height, width),
+            least(views, plans, height, width),
             [(n, v, plans[n]["box"].tolist(), plans[n]["flip"].tolist()) for n, v in views.items()],
         )
 
     def _span(
-        self, span: range, fields: Sequence[_Source], out: Mapping[str, Pixels]
+        self, span: range, fields: Sequence[Rows], out: Mapping[str, Pixels]
     ) -> tuple[dict[int, str], float, float]:
         """Cuts some rows; returns what was wrong with which, and the seconds of both halves."""
         bad: dict[int, str] = {}
@@ -180,7 +173,7 @@ class Decoder:
         decoding = cropping = 0.0
         for field in fields:
             begin = time.perf_counter()
-            if isinstance(field, _Masks):
+            if isinstance(field, Masks):
                 bad |= field.cut_on_device(span, out)
                 cropping += time.perf_counter() - begin
                 continue
@@ -293,145 +286,3 @@ def finish_together(cutting: Sequence[Cutting]) -> list[Drawn]:
         other = cutting[0].ids[drawn[0].rows[row]]
         _log.warning("%s; in its place stands %s", error, cutting[0].decoder.locate(int(other)))
     return drawn
-
-
-class _Source(Protocol):
-    """One field of some rows."""
-
-    def decode(self, row: int) -> Any: ...
-
-    def cut(self, sample: Any, row: int, out: Mapping[str, Pixels]) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Field:
-    """One image field of some rows, as plain lists, which a thread reads fastest."""
-
-    payloads: Sequence[Any]
-    modes: list[int]
-    sizes: list[tuple[int, int]]
-    least: list[tuple[int, int]]
-    views: list[tuple[str, ImageView, list[list[int]], list[bool]]]
-
-    def stored(self, row: int) -> np.ndarray:
-        """The pixels (H, W, 3) of a raw image, or the bytes (n,) of a JPEG, read-only."""
-        height, width = self.sizes[row]
-        payload, mode, bytes_ = self.payloads[row], self.modes[row], height * width * 3
-        if mode == RAW:
-            if not bytes_ or len(payload) != bytes_:
-                raise ValueError(
-                    f"a raw image of {height} x {width} pixels takes {bytes_} bytes, and "
-                    f"{len(payload)} are stored"
-                )
-            return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
-        if mode != JPG:
-            raise ValueError(f"unknown image mode {mode}; 0 is jpg and 1 is raw")
-        check_jpeg(payload, (height, width))  # before memory is taken for what a damaged file says
-        return np.frombuffer(payload, np.uint8)
-
-    def decode(self, row: int) -> np.ndarray:
-        """The image of a row, (H, W, 3) uint8; valid until this thread decodes the next."""
-        stored = self.stored(row)
-        if stored.ndim == 3:
-            return stored
-        height, width = self.sizes[row]
-        bytes_ = height * width * 3
-        memory = getattr(_memory, "buffer", None)
-        if memory is None or memory.size < bytes_:
-            memory = _memory.buffer = np.empty(bytes_, np.uint8)
-        return decode_jpeg(self.payloads[row], self.least[row], memory)
-
-    def cut(self, image: np.ndarray, row: int, out: Mapping[str, Pixels]) -> None:
-        for name, view, boxes, flips in self.views:
-            box = boxes[row]
-            if image.shape[:2] != self.sizes[row]:
-                box = shrunk(box, self.sizes[row], image.shape[:2])
-            view.cut(image, box, flips[row], out[name][row])
-
-
-@dataclass(frozen=True)
-class _Masks:
-    """The masks of some rows, and the sizes of the images that they belong to."""
-
-    payloads: Sequence[Any]
-    sizes: list[tuple[int, int]]
-    name: str
-    view: MaskView
-    boxes: list[list[int]]
-    flips: list[bool]
-
-    def decode(self, row: int) -> np.ndarray:
-        """The mask of a row, (H, W) uint8."""
-        with Image.open(io.BytesIO(self.payloads[row])) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise ValueError(f"its mask has {image.mode!r} pixels, not one grey level each")
-            if image.size[::-1] != self.sizes[row]:
-                raise ValueError(
-                    f"its mask has {image.size[1]} x {image.size[0]} pixels, and its image has "
-                    f"{self.sizes[row][0]} x {self.sizes[row][1]}"
-                )
-            return np.asarray(image.convert("L") if image.mode == "1" else image)
-
-    def cut(self, mask: np.ndarray, row: int, out: Mapping[str, Pixels]) -> None:
-        self.view.cut(mask, self.boxes[row], self.flips[row], out[self.name][row])
-
-    def cut_on_device(self, span: range, out: Mapping[str, Tensor]) -> dict[int, str]:
-        """Cuts them here and copies them there."""
-        bad: dict[int, str] = {}
-        for row in span:
-            try:
-                mask = self.decode(row)
-            except (OSError, ValueError) as error:
-                bad[row] = str(error)
-                continue
-            here = np.empty(self.view.shape, np.uint8)
-            self.cut(mask, row, {self.name: {row: here}})
-            out[self.name][row].copy_(torch.from_numpy(here))
-        return bad
-
-
-@dataclass(frozen=True)
-class _Graphs:
-    """The graphs of some rows."""
-
-    payloads: Sequence[Any]
-    name: str
-    view: GraphView
-
-    def decode(self, row: int) -> Matrices:
-        return self.view.open(self.payloads[row])
-
-    def cut(self, graph: Matrices, row: int, out: Mapping[str, Pixels]) -> None:
-        out[self.name][row] = graph
-
-
-def shrunk(box: Sequence[int], size: tuple[int, int], to: tuple[int, ...]) -> list[int]:
-    """A box of an image of a size, on that image decoded to another; both sides round up there."""
-    share = to[0] / size[0]
-    top, left, height, width = (round(x * share) for x in box)
-    return [top, left, min(height, to[0] - top), min(width, to[1] - left)]
-
-
-def _least(
-    views: Mapping[str, ImageView],
-    plans: Mapping[str, Mapping[str, np.ndarray]],
-    height: np.ndarray,
-    width: np.ndarray,
-) -> list[tuple[int, int]]:
-    """Height and width of each decoded image that will do for all its views; 0, 0: all of it.
-
-    The boxes on an image that was decoded at half its size are rounded to whole pixels of that.
-    With FINER of these for one of the view, that moves the view by a quarter of its pixel at most.
-    """
-    share = np.max(
-        [
-            FINER * view.size / np.maximum(plans[name]["box"][:, 2:].min(axis=1), 1)
-            for name, view in views.items()
-        ],
-        axis=0,
-    )
-    share = np.where(share > 0.5, 0, share)
-    return [
-        (round(h), round(w))
-        for h, w in zip((share * height).tolist(), (share * width).tolist(), strict=True)
-    ]

@@ -36,9 +36,9 @@ from raycl.beton.fields import JPG
 from raycl.beton.reader import LOST
 from raycl.data import detector as detectors
 from raycl.data import storage as places
+from raycl.data.encode import Encoded, Storage, encode_image, size
 from raycl.data.importers import PAGE, Mode, digest
 from raycl.data.shards import Shards
-from raycl.data.sink import Encoded, Storage, encode_image, size
 from raycl.data.staging import (
     SHARD_BYTES,
     Advance,

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from raycl.beton.fields import JPG, RAW
-from raycl.data.decode import Decoder, Drawn, decoding_threads, finish_together, shrunk
+from raycl.data.decode import Decoder, Drawn, decoding_threads, finish_together
 from raycl.data.loader import SPARED
+from raycl.data.rows import shrunk
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
 from raycl.views.image import Crop, ImageView

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raycl.data.encode import Storage
 from raycl.data.reshape import convert
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 from tests.conftest import Cluster
 
@@ -74,7 +75,8 @@ def test_a_damaged_image_ends_it_and_the_rest_goes_on_later(
 SLOW = """
 import sys, time
 from raycl.data import fleet, sink
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.encode import Storage
+from raycl.data.sink import import_dataset
 class Slow(fleet.ShardSink):
     def write(self, blocks, ctx):
         time.sleep(1)

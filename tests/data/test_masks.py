@@ -148,7 +148,7 @@ def test_images_are_imported_with_their_masks(tmp_path: Path) -> None:
 
 
 def test_masks_shrink_with_their_images(tmp_path: Path) -> None:
-    from raycl.data.sink import Storage
+    from raycl.data.encode import Storage
 
     storage = Storage(max_resolution=20)
     source = str(folder_of(tmp_path / "src"))

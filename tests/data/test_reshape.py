@@ -25,9 +25,9 @@ from raycl.beton import (
     TorchTensorField,
     Writer,
 )
+from raycl.data.encode import Storage
 from raycl.data.reshape import concat, convert, reshard
 from raycl.data.shards import Shards
-from raycl.data.sink import Storage
 from raycl.errors import RayclError
 
 FIELDS: dict[str, Field] = {
@@ -225,7 +225,7 @@ def test_a_damaged_sample_is_named(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 from raycl.data import reshape
-from raycl.data.sink import Storage
+from raycl.data.encode import Storage
 what, source, out = sys.argv[1:]
 slow = lambda done, total: (print(done, flush=True), time.sleep(0.02))
 if what == "convert":

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from raycl.beton import Reader
+from raycl.data.encode import Storage
 from raycl.data.importers import imagefolder
 from raycl.data.shards import Shards
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 
 
@@ -365,7 +366,8 @@ SLOW_IMPORT = """
 import signal, sys, time
 # A shell that runs the tests in the background lets its children ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.encode import Storage
+from raycl.data.sink import import_dataset
 slow = lambda done, total: (print(done, flush=True), time.sleep(0.05))
 storage = Storage(shard_samples=6)
 import_dataset('imagefolder', sys.argv[1], sys.argv[2], storage=storage, progress=slow)

@@ -205,8 +205,9 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_a_damaged_image_is_named_through_ray(
     cluster: Cluster, digits: Path, tiny: list[str], tmp_path: Path
 ) -> None:
+    from raycl.data.encode import Storage
     from raycl.data.shards import Shards
-    from raycl.data.sink import Storage, import_dataset
+    from raycl.data.sink import import_dataset
 
     import_dataset("digits", None, tmp_path / "data", storage=Storage(write_mode="jpg"))
     path = damage(Shards(tmp_path / "data" / "train"), 23)

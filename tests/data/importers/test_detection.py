@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raycl.data.encode import Storage
 from raycl.data.reshape import convert
 from raycl.data.shards import Shards
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 from tests.data.shapes import NAMES, coco, voc
 

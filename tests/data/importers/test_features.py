@@ -13,8 +13,9 @@ import pytest
 from pyarrow import parquet
 from scipy.io import savemat
 
+from raycl.data.encode import Storage
 from raycl.data.shards import Shards
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 
 FEATURES = np.arange(60, dtype=np.float64).reshape(10, 6)

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from raycl.data.encode import Storage
 from raycl.data.importers import parquet
 from raycl.data.shards import Shards
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 
 

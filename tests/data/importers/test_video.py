@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from raycl.beton import BytesField
+from raycl.data.encode import Storage
 from raycl.data.importers import video
 from raycl.data.shards import Shards
-from raycl.data.sink import Storage, import_dataset
+from raycl.data.sink import import_dataset
 from raycl.errors import RayclError
 
 MP4 = b"\0\0\0\x20ftypisom"
