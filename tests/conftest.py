@@ -102,7 +102,7 @@ def _cores_are_free_again() -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        whole, deadline = ray.cluster_resources().get("CPU"), time.monotonic() + 30
+        whole, deadline = ray.cluster_resources().get("CPU"), time.monotonic() + 120
         while ray.available_resources().get("CPU") != whole:
             assert time.monotonic() < deadline, "tasks or actors of this module hold cores"
             time.sleep(0.1)
