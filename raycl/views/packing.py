@@ -73,6 +73,8 @@ class Graph:
         from scipy.sparse import csr_array
 
         try:
+            if bytes(content[:2]) != b"PK":  # NumPy would advise to unpickle it
+                raise ValueError("it does not begin as an .npz")
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             x = arrays.get("x")
