@@ -1,4 +1,4 @@
-"""Importers: one file per kind of foreign data set. Each lists splits; `raycl.data.sink` writes.
+"""Importers: one file per kind of foreign data set. Each lists splits; `raycl.data.encode` writes.
 
 An importer checks everything that can be checked cheaply before it returns, and leaves reading and
 decoding of the single samples to the tasks that write the shards. What a task gets is a stretch of
