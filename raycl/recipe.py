@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from raycl.errors import RayclError
 from raycl.mistakes import explain, explain_one, kind, nearest
 from raycl.sections import Data, Evaluation, Optimizer, Section, Trainer
+from raycl.space import Tune
 
 if TYPE_CHECKING:
     from raycl.methods.base import DataInfo, Method, Stream
@@ -41,6 +42,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     trainer: Trainer = Trainer()
     evaluation: Evaluation = Evaluation()
+    tune: Tune | None = None
     init_from: str | None = Field(
         None, description="run or .safetensors to start from; of another method's run, its encoder"
     )
@@ -285,6 +287,50 @@ def _override(content: dict[str, Any], override: str) -> None:
             here[name] = {}
         here = here[name]
     here[last] = value
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values in some fields, and without its section `tune`.
+
+    Args:
+        values: by dotted name; a number as the last part is an element of a list.
+
+    Raises:
+        RecipeError: the values do not fit their fields, or do not go together.
+    """
+    content = recipe.model_dump(mode="json", exclude={"tune"})
+    for name, value in values.items():
+        _put(content, recipe, name.split("."), value)
+    return validate(content)
+
+
+def _put(content: dict[str, Any], recipe: Recipe, keys: list[str], value: Any) -> None:
+    *path, last = keys
+    if last.isdigit():  # an element of a list, whose others stay
+        elements = _found(content, path) or _found_in_views(recipe, path)
+        if not isinstance(elements, list) or int(last) >= len(elements):
+            raise RecipeError(f"{'.'.join(keys)}: there is no such element in this recipe")
+        value = [*elements[: int(last)], value, *elements[int(last) + 1 :]]
+        *path, last = path
+    here = content
+    for key in path:
+        if not isinstance(here.get(key), dict):
+            here[key] = {}
+        here = here[key]
+    here[last] = value
+
+
+def _found(tree: Any, path: list[str]) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _found_in_views(recipe: Recipe, path: list[str]) -> Any:
+    """What a field is by default; one directly under `views`, what the first view has."""
+    resolved = recipe.resolved()
+    places = [path] + [["views", name, *path[1:]] for name in resolved["views"]]
+    return next((v for v in (_found(resolved, place) for place in places) if v is not None), None)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import raycl
-from raycl.cli import data
+from raycl.cli import data, tune
 
 if TYPE_CHECKING:
     from raycl.recipe import Recipe
 
 app = typer.Typer(
-    help="Contrastive and self-supervised learning on Ray: pretrain, evaluate, report.",
+    help="Contrastive and self-supervised learning on Ray: pretrain, tune, evaluate, report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -29,6 +29,7 @@ recipes_app = typer.Typer(
     help="List and show recipes.", invoke_without_command=True, rich_markup_mode=None
 )
 app.add_typer(data.app, name="data")
+app.add_typer(tune.app, name="tune")
 app.add_typer(recipes_app, name="recipes")
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -105,17 +106,17 @@ def pretrain(
         raise RayclError("RECIPE is missing; `raycl recipes` lists the packaged ones")
     else:
         loaded = recipes.load(recipe, changes)
-        run = run or _new_run(recipe)
+        run = run or new_run(recipe)
     _pretrain(loaded, run)
     typer.echo(f"run: {run}")
     typer.echo(f"next: raycl evaluate {run}; raycl report {run}")
 
 
-def _new_run(name: str) -> Path:
+def new_run(name: str, among: str = "runs") -> Path:
     import time
 
     stem = Path(name).with_suffix("").as_posix().strip("/").replace("/", "-")
-    return Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path(among) / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _pretrain(recipe: Recipe, run: Path) -> None:
@@ -306,7 +307,7 @@ def demo(
     from raycl.report.page import write_report
     from raycl.train.evaluation import evaluate as score
 
-    run = run or _new_run("demo")
+    run = run or new_run("demo")
     data = run.with_name(f"{run.name}-data")
     if not data.exists():
         import_dataset("digits", None, data, storage=Storage(shard_samples=512))

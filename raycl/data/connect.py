@@ -31,7 +31,7 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
         address=asked or "local",
         logging_level=logging.ERROR,
         log_to_driver=False,
-        **({} if asked else local | {"include_dashboard": False}),
+        **({} if asked else {"include_dashboard": False} | local),
     )
     try:
         yield not asked

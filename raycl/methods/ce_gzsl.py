@@ -63,6 +63,9 @@ class CEGZSL(Method):
         class_weight: float = Field(1.0, ge=0, description="of L_cls, in both losses")
         generator_weight: float = Field(0.001, ge=0, description="of both in the generator's, too")
         noise: int | None = Field(None, ge=1, description="as long as a class embedding")
+        class_scale: float = Field(
+            1.0, gt=0, description="of class embeddings: short ones are lost beside long noise"
+        )
         hidden: int = Field(4096, ge=1, description="of generator and critic")
         embedding: int = Field(2048, ge=1, description="h")
         projection: int = Field(512, ge=1, description="z")
@@ -82,7 +85,9 @@ class CEGZSL(Method):
         (features,) = data.arrays["features"]
         attributes = data.class_embeddings.shape[1]
         self.noise = settings.noise or attributes
-        self.register_buffer("classes", data.class_embeddings.clone(), persistent=False)
+        self.register_buffer(
+            "classes", settings.class_scale * data.class_embeddings, persistent=False
+        )
         self.register_buffer("seen", data.seen.clone(), persistent=False)
         hidden, embedding = settings.hidden, settings.embedding
         layers = leaky([self.noise + attributes, hidden, features])

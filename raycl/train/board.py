@@ -14,6 +14,7 @@ class Board:
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
         self._asked = 0
+        self._ended = False
         self._listened = float("-inf")
 
     def put(self, record: dict[str, Any]) -> None:
@@ -29,7 +30,14 @@ class Board:
         self._asked += 1
         return time.monotonic() - self._listened < LISTENING
 
-    def asked(self) -> int:
-        """How often one has been asked for; rank 0 looks every second while it trains."""
+    def end(self) -> None:
+        """The run shall save and end."""
+        self._ended = True
+
+    def asked(self) -> tuple[int, bool]:
+        """How often a checkpoint has been asked for, and whether the run shall end.
+
+        Rank 0 looks every second while it trains.
+        """
         self._listened = time.monotonic()
-        return self._asked
+        return self._asked, self._ended

@@ -112,6 +112,7 @@ class Loop:
         self.done = False
         self.interrupted = False  # set from outside: save after this step and stop
         self.asked = False  # set from outside on any rank: save at the next logged step
+        self.ending = False  # set from outside on any rank: save there, and stop on all
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] = {}
         self._due = False  # some rank was asked, and all know it
@@ -337,11 +338,12 @@ class Loop:
     def _mean_metrics(self) -> dict[str, float]:
         """Means since the last call, over steps and ranks."""
         sums, counts = torch.stack(list(self._sums.values())).unbind(1)
-        asked, self.asked = sums.new_full((1,), self.asked), False
-        *means, asked_share = collectives.all_reduce_mean(
+        asked, self.asked = sums.new_tensor([self.asked, self.ending]), False
+        *means, asked_share, ending_share = collectives.all_reduce_mean(
             torch.cat([sums / counts, asked])
         ).tolist()
         self._due = asked_share > 0
+        self.interrupted |= ending_share > 0
         metrics = dict(zip(self._sums, means, strict=True))
         self._sums = {}
         losses = [mean for key, mean in metrics.items() if key.rpartition(".")[2] == "loss"]

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,31 @@ _log = logging.getLogger(__name__)
 Listen = Callable[[dict[str, Any]], None]
 
 
-def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) -> Path:
+class Stopped(Exception):
+    """What a listener raises to end a run, which goes on from its newest checkpoint if resumed."""
+
+
+def pretrain(
+    recipe: Recipe,
+    run: Path,
+    listen: Listen = lambda record: None,
+    part: float | None = None,
+) -> Path:
     """Trains a recipe in a run directory, or goes on where the directory's run left off.
 
     One worker without a cluster runs in this process; its storage, resume and observers are those
     of every other run.
 
     Args:
-        listen: hears every logged record of metrics; notes are logged as warnings instead.
+        listen: hears every logged record of metrics; notes are logged as warnings instead. It ends
+            the run by raising `Stopped`.
+        part: of the cluster that a trial may take, where several share it; one worker then runs in
+            this process.
 
     Raises:
         RayclError: anything about recipe, data or directory that the user can mend, before
             anything is written.
+        Stopped: as the listener did.
     """
     recipe, run, listen = absolute(recipe), run.absolute(), _without_notes(listen)
     for name in recipe.trainer.watch:
@@ -71,11 +84,11 @@ def pretrain(recipe: Recipe, run: Path, listen: Listen = lambda record: None) ->
         ffcv_engine.check(plan, views, recipe.data.corrupt)
     build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
     online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
-    alone = recipe.trainer.workers == 1 and not _cluster(recipe)
+    alone = recipe.trainer.workers == 1 and (part is not None or not _cluster(recipe))
     if alone and recipe.data.decode_on != "cluster":
         _here(recipe, run, plan, listen)
     else:
-        _on_ray(recipe, run, plan, listen)
+        _on_ray(recipe, run, plan, listen, part or 1.0)
         mirror.pull()
     return run
 
@@ -124,7 +137,7 @@ def _cluster(recipe: Recipe) -> str | None:
     return recipe.trainer.address or os.environ.get("RAY_ADDRESS")
 
 
-def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
+def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen, part: float) -> None:
     # Must stand before Ray Train is imported by anyone in this process.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     timeout = START_TIMEOUT_ELASTIC if len(recipe.trainer.group_sizes) > 1 else START_TIMEOUT
@@ -147,7 +160,7 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen) -> None:
     environment = {"env_vars": {"PYTHONPATH": path}}
     with connected(recipe.trainer.address, runtime_env=environment) as local:
         total = ray.cluster_resources()
-        cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
+        cpus, gpus = part * total.get("CPU", 1.0), part * total.get("GPU", 0.0)
         sizes = recipe.trainer.group_sizes
         hosts = sum(node["Alive"] for node in ray.nodes())
         share = decide(cpus, gpus, sizes, recipe.trainer.device, hosts)
@@ -272,7 +285,8 @@ def _worker(config: dict[str, Any]) -> None:
         loop=lambda loop: None if rank else _listen(board, loop),
         writers=[Prometheus(config["run"].name)],
     )
-    train(recipe, config["run"], plan, Place(device, lanes, rank, world), bundles, ears)
+    with suppress(KeyboardInterrupt):  # the run was ended through the board
+        train(recipe, config["run"], plan, Place(device, lanes, rank, world), bundles, ears)
 
 
 def _listen(board: Any, loop: Loop) -> None:
@@ -283,14 +297,15 @@ def _listen(board: Any, loop: Loop) -> None:
     def listen(heard: int, known: set[str]) -> None:
         while True:
             time.sleep(1)
-            asked, leaving = ray.get(board.asked.remote()), set(state.get_draining_nodes())
+            (asked, ended), leaving = ray.get(board.asked.remote()), set(state.get_draining_nodes())
             if leaving - known:
                 node = ", ".join(sorted(leaving - known))
                 board.put.remote({"note": f"node {node} is to be taken away: saving a checkpoint"})
             loop.asked = loop.asked or asked > heard or bool(leaving - known)
+            loop.ending = ended
             heard, known = asked, leaving
 
-    arguments = [ray.get(board.asked.remote()), set()]
+    arguments = [ray.get(board.asked.remote())[0], set()]
     threading.Thread(target=listen, args=arguments, daemon=True).start()
 
 
@@ -300,13 +315,19 @@ def _relay(board: Any, listen: Listen) -> Iterator[None]:
     import ray
 
     finished = threading.Event()
+    stopped: list[Stopped] = []
 
     def hand_on() -> None:
         for record in ray.get(board.take.remote()):
-            listen(record)
+            try:
+                listen(record)
+            except Stopped as reason:
+                stopped.append(reason)
+                board.end.remote()
+                return
 
     def relay() -> None:
-        while not finished.wait(0.5):
+        while not (stopped or finished.wait(0.5)):
             hand_on()
 
     thread = threading.Thread(target=relay, daemon=True)
@@ -316,4 +337,7 @@ def _relay(board: Any, listen: Listen) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-        hand_on()
+        if not stopped:
+            hand_on()
+    if stopped:
+        raise stopped[0]

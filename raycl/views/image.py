@@ -22,6 +22,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Jitter = Annotated[float, Field(ge=0, le=2)]
+Change = Literal["color", "gray", "blur", "solarize"]
 
 TRIES = 10  # of a random crop, before it falls back to the middle
 # Each use of randomness has its own columns: switching one off leaves the others as they are.
@@ -107,6 +108,7 @@ class ImageView(_Part):
         whole: without a crop, the whole image is squeezed to the square.
         flip: probability of a mirror image.
         gray: probability of losing all colour.
+        order: in which the four changes of colour are made.
         mean, std: what the channels are normalised with; None leaves them in [0, 1].
         of: another view of the stream, whose pixels the method draws this one from on the device,
             once it has changed them (`draw`); the loader cuts only the other one.
@@ -123,6 +125,7 @@ class ImageView(_Part):
     gray: Probability = 0.0
     blur: Blur | None = None
     solarize: Solarize | None = None
+    order: tuple[Change, Change, Change, Change] = ("color", "gray", "blur", "solarize")
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
 
@@ -130,6 +133,12 @@ class ImageView(_Part):
     def _both(self) -> ImageView:
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ImageView:
+        if len(set(self.order)) < len(self.order):
+            raise ValueError(f"order names each change once, {', '.join(self.order)} was given")
         return self
 
     @model_validator(mode="after")
@@ -250,16 +259,19 @@ class ImageView(_Part):
         from raycl.views import ops
 
         x = ops.to_float(pixels)
-        if self.color:
-            additive = self.color.additive_brightness
-            x = ops.color_jitter(x, plan["order"], plan["factors"], additive_brightness=additive)
-        if self.gray:
-            x = ops.to_gray(x, plan["gray"])
-        if self.blur:
-            radius = int(round(self.blur.kernel * self.size, 6)) // 2
-            x = ops.gaussian_blur(x, plan["sigma"], 2 * radius + 1)
-        if self.solarize:
-            x = ops.solarize(x, self.solarize.threshold, plan["solarize"])
+        for change in self.order:
+            if change == "color" and self.color:
+                additive = self.color.additive_brightness
+                x = ops.color_jitter(
+                    x, plan["order"], plan["factors"], additive_brightness=additive
+                )
+            elif change == "gray" and self.gray:
+                x = ops.to_gray(x, plan["gray"])
+            elif change == "blur" and self.blur:
+                radius = int(round(self.blur.kernel * self.size, 6)) // 2
+                x = ops.gaussian_blur(x, plan["sigma"], 2 * radius + 1)
+            elif change == "solarize" and self.solarize:
+                x = ops.solarize(x, self.solarize.threshold, plan["solarize"])
         if self.mean and self.std:
             x = ops.normalize(x, self.mean, self.std)
         return x

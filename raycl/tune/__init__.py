@@ -1,0 +1,1 @@
+"""Ray Tune over recipes: the space of a sweep, its trials, its driver."""
