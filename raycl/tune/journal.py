@@ -81,6 +81,8 @@ class Journal(Callback):
 
 
 def _error(trial: Any) -> str:
-    """The last line of what a trial raised."""
-    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    """The last line of what a trial raised, from the file that Ray Tune keeps beside it."""
+    path = Path(trial.error_file or "")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "unknown"

@@ -24,7 +24,7 @@ from ray import tune
 from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
-from raycl.train import checkpoint
+from raycl.train import checkpoint as checkpoints
 from raycl.train.run import absolute, open_run
 from raycl.train.trainer import Stopped, pretrain
 from raycl.tune.space import Space
@@ -62,7 +62,7 @@ class Sweep:
 class Trial(tune.Trainable):
     """A run in SWEEP/trials, of the trial's id; with pbt and pb2 one for each set of its values."""
 
-    def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
+    def setup(self, config: dict[str, Any], sweep: Sweep) -> None:  # type: ignore[override]
         self.sweep = sweep
         self._begin(config)
 
@@ -137,7 +137,7 @@ class Trial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Copies the run's checkpoint of the latest measurement, once it is complete."""
         place, deadline = self._checkpoints(), time.monotonic() + SAVING
-        while (found := checkpoint.latest(place)) is None or _step_of(found) < self._step:
+        while (found := checkpoints.latest(place)) is None or _step_of(found) < self._step:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{place}: no checkpoint of step {self._step} in {SAVING:g} s")
             time.sleep(0.05)
@@ -147,13 +147,13 @@ class Trial(tune.Trainable):
         """Goes on from what this or another trial has saved, unless the run has come as far."""
         saved, place = Folder(checkpoint), self._checkpoints()
         (name,) = saved.names()
-        own = checkpoint.latest(place)
+        own = checkpoints.latest(place)
         if own is None or _step_of(own) < _step_of(saved / name):
             open_run(self._run, absolute(self._recipe()))
             _copy(saved / name, place / name)
 
     def _checkpoints(self) -> Folder:
-        return checkpoint.folder(self._run, self._recipe().trainer.storage)
+        return checkpoints.folder(self._run, self._recipe().trainer.storage)
 
     def _recipe(self) -> Recipe:
         return self.sweep.recipe(self._again["drawn"], self._run.name, self._again.get("seed"))
