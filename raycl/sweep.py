@@ -90,7 +90,7 @@ def trials(events: list[Event], tune: Tune, phase: str) -> list[Row]:
 
 def _add(row: Row, event: Event) -> None:
     if event["event"] == "result":
-        numbers = {k: v for k, v in event.items() if isinstance(v, int | float)}
+        numbers = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "at"}
         row.measured[round(event["epoch"])] = numbers
         row.run = event["run"]
     elif event["event"] == "failure":

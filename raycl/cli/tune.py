@@ -64,7 +64,7 @@ def _search(recipe: Any, place: Path) -> None:
     from raycl.tune.search import search as run
 
     handler = logging.StreamHandler()
-    log = logging.getLogger("raycl.tune")
+    log = logging.getLogger("raycl")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:

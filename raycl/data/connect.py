@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
 def connected(address: str | None, **local: Any) -> Iterator[bool]:
@@ -27,12 +29,14 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
         yield False
         return
     asked = address or os.environ.get("RAY_ADDRESS")
-    ray.init(
+    context = ray.init(
         address=asked or "local",
         logging_level=logging.ERROR,
         log_to_driver=False,
         **({} if asked else {"include_dashboard": False} | local),
     )
+    if context.dashboard_url:
+        _log.info("Ray's dashboard: http://%s", context.dashboard_url)
     try:
         yield not asked
     finally:

@@ -36,6 +36,7 @@ class Journal(Callback):
     def __init__(self, path: Path, space: Space, phase: str) -> None:
         self.path, self.space, self.phase = path, space, phase
         self._values: dict[str, Any] = {}
+        self._ended = 0
 
     def write(self, event: str, **content: Any) -> None:
         line = json.dumps({"event": event, "at": time.time(), "phase": self.phase} | content)
@@ -45,7 +46,7 @@ class Journal(Callback):
         except OSError as error:  # the trials are worth more than their record
             _log.warning("%s cannot be written: %s", self.path, error)
 
-    def setup(self, **info: Any) -> None:
+    def setup(self, *args: Any, **info: Any) -> None:
         self.write("begin")
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -76,8 +77,16 @@ class Journal(Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(trial, "failed", error=_error(trial))
 
-    def _end(self, trial: Any, how: str, **extra: Any) -> None:
-        self.write("end", trial=trial.trial_id, how=how, **extra)
+    def _end(self, trial: Any, how: str, error: str = "") -> None:
+        self.write("end", trial=trial.trial_id, how=how, error=error)
+        self._ended += 1
+        metric, last = self.space.tune.metric, trial.last_result
+        score = (
+            f", {metric} {last[metric]:.4g} after {last['epoch']} epochs" if metric in last else ""
+        )
+        values = self._values.get(trial.trial_id, {}).items()
+        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values)
+        _log.info("%s, trial %d %s%s: %s", self.phase, self._ended, how, score, error or shown)
 
 
 def _error(trial: Any) -> str:

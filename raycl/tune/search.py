@@ -25,6 +25,7 @@ from raycl.recipe import Recipe
 from raycl.sweep import Row, read, trials
 from raycl.train.run import absolute
 from raycl.train.signals import STOPS, in_main_thread, kept
+from raycl.tune import hparams
 from raycl.tune.journal import Journal
 from raycl.tune.space import Space, space_of
 from raycl.tune.trial import Sweep, Trial
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # it shows tables at every verbosity
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see _stoppable
 }
+KEPT = 3  # copies of a trial's weights, of which the scheduler may hand on any
 DRIVER = 0.001  # CPUs of a trial whose workers train elsewhere
 
 
@@ -50,7 +52,7 @@ def search(recipe: Recipe, place: Path) -> None:
     """
     space, place = space_of(absolute(recipe)), place.absolute()
     searcher, scheduler = _searcher(space), _scheduler(space)
-    _open(place, recipe)
+    _open(place, space)
     os.environ.update(ENVIRONMENT)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     environment = {"env_vars": {"PYTHONPATH": path} | ENVIRONMENT}
@@ -78,15 +80,14 @@ def search(recipe: Recipe, place: Path) -> None:
             _phase("repeats", sweep, share, {"again": tune.grid_search(again)}, {})
 
 
-def _open(place: Path, recipe: Recipe) -> None:
+def _open(place: Path, space: Space) -> None:
     """Makes the directory, with the recipe as it was given.
 
     With every field resolved, those that several views share could not be searched any more.
     """
     stored = place / "recipe.yaml"
-    given = yaml.safe_dump(
-        recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, default_flow_style=None
-    )
+    content = space.recipe.model_dump(mode="json", exclude_unset=True)
+    given = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     if stored.is_file():
         if stored.read_text(encoding="utf-8") != given:
             raise RayclError(
@@ -97,6 +98,7 @@ def _open(place: Path, recipe: Recipe) -> None:
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RayclError(f"{place}: exists and is no sweep; choose another directory with --sweep")
     place.mkdir(parents=True, exist_ok=True)
+    hparams.describe(place, space)
     partial = place / ".recipe.yaml.partial"
     partial.write_text(given, encoding="utf-8")
     partial.replace(stored)
@@ -231,6 +233,8 @@ def _phase(
             run_config=tune.RunConfig(
                 name=phase,
                 storage_path=folder.where,
+                # A copy of the weights each, which only those need that take over or wait.
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=space.tune.retries),
                 stop=Hopeless(),
                 callbacks=[journal],

@@ -96,10 +96,10 @@ def space_of(recipe: Recipe) -> Space:
         problems += _problems(recipe, name, distribution, fields)
     if problems:
         raise RecipeError("tune:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(problems)))
-    # Checked again with what the packaged spaces have brought in.
+    # Checked again, and kept, with what the packaged spaces have brought in.
     search = {name: distribution.model_dump() for name, distribution in fields.items()}
     try:
-        tune = Tune.model_validate(recipe.tune.model_dump() | {"search": search})
+        tune = Tune.model_validate(recipe.tune.model_dump() | {"search": search, "spaces": []})
     except ValidationError as error:
         raise RecipeError("\n".join(explain(error, Tune, ("tune",)))) from None
     recipe = recipe.model_copy(update={"tune": tune})

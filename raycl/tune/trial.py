@@ -27,8 +27,10 @@ from raycl.recipe import Recipe
 from raycl.train import checkpoint as checkpoints
 from raycl.train.run import absolute, open_run
 from raycl.train.trainer import Stopped, pretrain
+from raycl.tune import hparams
 from raycl.tune.space import Space
 
+UNMEASURED = 2  # epochs after which a metric that ought to be there is missed
 SAVING = 120.0  # seconds that a checkpoint of the epoch just measured may take
 
 
@@ -95,10 +97,12 @@ class Trial(tune.Trainable):
         return result | {"run": self._run.name}
 
     def _train(self) -> None:
+        recipe = absolute(self._recipe())
         torch.set_num_threads(self.sweep.threads)
-        metric = self.sweep.space.tune.metric
+        metric, every = self.sweep.space.tune.metric, recipe.evaluation.every_epochs
         measured: dict[str, Any] = {}
         names: set[str] = set()
+        first: list[float] = []
 
         def hear(record: dict[str, Any]) -> None:
             self._wanted.wait()
@@ -106,14 +110,10 @@ class Trial(tune.Trainable):
                 raise Stopped
             names.update(record)
             epoch = record["epoch"]
-            if not float(epoch).is_integer():
-                return
-            if metric not in record:
-                if metric not in names and epoch > recipe.evaluation.every_epochs:
-                    raise RayclError(
-                        f"tune.metric: {metric!r} is not measured at the end of an epoch; measured "
-                        f"are: {', '.join(sorted(names))}"
-                    )
+            first.append(epoch)
+            if epoch - first[0] > every + UNMEASURED and metric not in names:
+                raise _unmeasured(metric, names)
+            if metric not in record or not float(epoch).is_integer():
                 return
             if not math.isfinite(record[metric]):
                 raise RayclError(f"{metric} is {record[metric]} after epoch {epoch:g}")
@@ -123,9 +123,14 @@ class Trial(tune.Trainable):
                 self._heard.put(_result(record, metric))
 
         try:
-            recipe = self._recipe()
-            pretrain(recipe, self._run, hear, self.sweep.part)
-            last = measured or _last(self._run, metric)
+            open_run(self._run, recipe)
+            space = self.sweep.space
+            hparams.begin(self._run, space, space.values(self._again["drawn"]))
+            try:
+                pretrain(recipe, self._run, hear, self.sweep.part)
+            finally:
+                hparams.end(self._run)
+            last = measured or _last(self._run, metric, names)
             self._heard.put(_result(last, metric) | {"done": True, "ended": True})
         except Stopped:
             pass
@@ -180,7 +185,18 @@ def _copy(source: Folder, target: Folder) -> None:
         target.write(name, source.read(name))
 
 
-def _last(run: Path, metric: str) -> dict[str, Any]:
+def _last(run: Path, metric: str, names: set[str]) -> dict[str, Any]:
     """The last measurement of a run that had ended before."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return next(r for r in map(json.loads, reversed(lines)) if metric in r)
+    found = [record for record in map(json.loads, lines) if metric in record]
+    if not found:
+        raise _unmeasured(metric, names)
+    return found[-1]
+
+
+def _unmeasured(metric: str, names: set[str]) -> RayclError:
+    needs = "; knn needs evaluation.every_epochs" if metric == "knn" else ""
+    return RayclError(
+        f"tune.metric: {metric!r} is not measured at the end of an epoch; measured are: "
+        f"{', '.join(sorted(names))}{needs}"
+    )

@@ -1,0 +1,185 @@
+"""Whole sweeps on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from raycl.errors import RayclError
+from raycl.recipe import Recipe, load
+from raycl.sweep import Row, best_recipe, read, settings_of, trials, winner
+from raycl.train.trainer import pretrain
+from raycl.tune.search import search
+from tests.conftest import ROOT, Cluster
+
+RAYCL = Path(sys.executable).with_name("raycl")
+
+
+def rows_of(place: Path, phase: str = "search") -> list[Row]:
+    return trials(read(place), settings_of(place), phase)
+
+
+@pytest.fixture(scope="module")
+def troubled(cluster: Cluster, toy: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial of every kind of trouble, and the best once more."""
+    place = tmp_path_factory.mktemp("sweeps") / "troubled"
+    assert toy.tune is not None
+    only = {"method.trouble": toy.tune.search["method.trouble"]}
+    settings = toy.tune.model_copy(update={"searcher": "grid", "search": only})
+    method = toy.method | {"marker": str(place.with_name("marker"))}
+    search(toy.model_copy(update={"tune": settings, "method": method}), place)
+    return place
+
+
+def test_trouble_ends_a_trial_and_never_the_sweep(troubled: Path) -> None:
+    rows = {row.values["method.trouble"]: row for row in rows_of(troubled)}
+    fine, nan, breaks, dies = (rows[trouble] for trouble in ("none", "nan", "breaks", "dies"))
+    assert (fine.how, fine.epochs) == (dies.how, dies.epochs) == ("finished", 3)
+    assert nan.how == breaks.how == "failed"
+    assert "no finite number" in nan.error and nan.lost == 0
+    assert "something broke" in breaks.error and breaks.lost == 1
+    # What died was done again, and came to what it would have come to.
+    assert dies.lost == 1 and dies.score("knn") == fine.score("knn")
+
+
+def test_the_best_is_repeated_with_another_seed_and_can_be_trained_again(
+    troubled: Path, tmp_path: Path
+) -> None:
+    found = rows_of(troubled)
+    (again,) = rows_of(troubled, "repeats")
+    assert (again.of, again.seed, again.how) == (found[0].trial, 1, "finished")
+    best, repeats = winner(troubled, settings_of(troubled))
+    assert best.trial == found[0].trial and repeats == [again.score("knn")]
+    path = tmp_path / "best.yaml"
+    path.write_text(best_recipe(troubled))
+    assert "tune" not in {k for k, v in yaml.safe_load(path.read_text()).items() if v is not None}
+    run = pretrain(load(path), tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["knn"] for line in lines if "knn" in line][-1] == best.score("knn")
+
+
+def test_a_sweep_that_is_over_is_not_run_again(troubled: Path, toy: Recipe) -> None:
+    before = read(troubled)
+    search(load(troubled), troubled)
+    assert read(troubled) == before
+    with pytest.raises(RayclError, match="holds the sweep of another recipe"):
+        search(toy, troubled)
+
+
+def test_nothing_of_a_sweep_is_left_on_the_cluster(troubled: Path, cluster: Cluster) -> None:
+    from ray.util.state import list_actors, list_placement_groups
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        alive = list_actors(filters=[("state", "!=", "DEAD")], address=cluster.address)
+        groups = list_placement_groups(filters=[("state", "!=", "REMOVED")])
+        if not alive and not groups:
+            break
+        time.sleep(0.5)
+    assert not alive and not groups
+    partial = [path for path in troubled.rglob("*") if "partial" in path.name]
+    assert partial == []
+
+
+def test_tensorboard_shows_values_beside_the_metric(troubled: Path) -> None:
+    """As its HParams tab asks for them: runs of the same values are one group, with their mean."""
+    from tensorboard import program
+
+    board = program.TensorBoard()
+    board.configure(logdir=str(troubled), port=0, load_fast="false")
+    url = board.launch()
+    query = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+        "colParams": [
+            {"hparam": "method.trouble"},
+            {"metric": {"group": "", "tag": "knn"}},
+        ],
+        "startIndex": 0,
+        "sliceSize": 100,
+    }
+    scores: dict[str, list[float]] = {}
+    for row in [*rows_of(troubled), *rows_of(troubled, "repeats")]:
+        if row.how == "finished":
+            scores.setdefault(row.values["method.trouble"], []).append(row.score("knn"))
+    wanted = {trouble: statistics.fmean(values) for trouble, values in scores.items()}
+    found: dict[Any, float] = {}
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(found) < len(wanted):
+        request = urllib.request.Request(
+            f"{url}data/plugin/hparams/session_groups",
+            json.dumps(query).encode(),
+            {"Content-Type": "application/json"},
+        )
+        groups = json.loads(urllib.request.urlopen(request).read()).get("sessionGroups", [])
+        found = {
+            group["hparams"]["method.trouble"]: value["value"]
+            for group in groups
+            for value in group.get("metricValues", [])
+            if group["hparams"]["method.trouble"] in wanted
+        }
+        time.sleep(1)
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_killed_driver_costs_no_finished_trial(toy: Recipe, tmp_path: Path) -> None:
+    place, recipe = tmp_path / "sweep", tmp_path / "recipe.yaml"
+    content = toy.model_dump(mode="json", exclude_unset=True)
+    content["trainer"]["stop"]["epochs"] = 6
+    content["tune"] |= {
+        "samples": 3,
+        "repeats": {"seeds": 0},
+        "search": {"method.temperature": {"loguniform": [0.05, 1.0]}},
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    settings: Any = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    settings["env"].pop("RAY_ADDRESS", None)
+    driver = subprocess.Popen([RAYCL, "tune", recipe, "--sweep", place], **settings)
+    deadline = time.monotonic() + 200
+    while not (place / "events.jsonl").exists() or not any(
+        r.how == "finished" for r in rows_of(place)
+    ):
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.1)
+    actors = [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if process.cmdline()[0].startswith("ray::ResourceTrainable")
+    ]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = {row.trial: row for row in rows_of(place) if row.how == "finished"}
+    assert len(actors) == 2 and not psutil.wait_procs(actors, timeout=30)[1]
+    done = subprocess.run(
+        [RAYCL, "tune", "--resume", place], capture_output=True, text=True, **settings
+    )
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(place)
+    assert len(rows) == 3 and {(row.how, row.epochs) for row in rows} == {("finished", 6)}
+    for row in rows:
+        if row.trial in before:
+            assert row.measured == before[row.trial].measured
+
+
+def test_a_sweep_in_which_everything_fails_says_why(
+    cluster: Cluster, toy: Recipe, tmp_path: Path
+) -> None:
+    method = toy.method | {"trouble": "nan"}
+    assert toy.tune is not None
+    only = {"method.temperature": toy.tune.search["method.temperature"]}
+    settings = toy.tune.model_copy(update={"samples": 12, "search": only})
+    with pytest.raises(RayclError, match="no trial has measured knn: the loss is no finite number"):
+        search(toy.model_copy(update={"tune": settings, "method": method}), tmp_path / "sweep")
+    assert len(rows_of(tmp_path / "sweep")) < 12  # it did not try all
