@@ -9,13 +9,14 @@ from raycl.evaluate.graphs import clusters, graph_svm, node_probe
 from raycl.evaluate.knn import knn
 from raycl.evaluate.labels import few_labels, folds
 from raycl.evaluate.linear import linear_lbfgs, linear_probe, linear_sgd
-from raycl.evaluate.spectrum import embedding_std, rank_me
+from raycl.evaluate.spectrum import alpha_req, embedding_std, rank_me
 
 __all__ = [
     "alignment",
     "average_precision",
     "clusters",
     "dense_probe",
+    "alpha_req",
     "embedding_std",
     "few_labels",
     "folds",

@@ -21,7 +21,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from raycl.tune.space import Space
+from raycl.tune.space import Space, as_drawn
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +50,11 @@ class Journal(Callback):
         self.write("begin")
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        again = trial.config.get("again", {})
-        drawn = again.get("drawn", trial.config)
-        values = self.space.values(drawn)
+        again = as_drawn(trial.config)
+        values = self.space.values(again["drawn"])
         if self._values.get(trial.trial_id) != values:
             self._values[trial.trial_id] = values
-            extra = {k: v for k, v in again.items() if k != "drawn"}
-            self.write("trial", trial=trial.trial_id, values=values, drawn=drawn, **extra)
+            self.write("trial", trial=trial.trial_id, values=values, **again)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any

@@ -16,6 +16,7 @@ import yaml
 from ray import tune
 from ray.tune import schedulers
 from ray.tune.schedulers.pb2 import PB2
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raycl.data.connect import connected
@@ -38,6 +39,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # it shows tables at every verbosity
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see _stoppable
 }
+WAITING = ("hyperband", "pbt", "pb2")  # schedulers that let trials wait for others
 KEPT = 3  # copies of a trial's weights, of which the scheduler may hand on any
 DRIVER = 0.001  # CPUs of a trial whose workers train elsewhere
 
@@ -51,8 +53,6 @@ def search(recipe: Recipe, place: Path) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the state has been saved.
     """
     space, place = space_of(absolute(recipe)), place.absolute()
-    searcher, scheduler = _searcher(space), _scheduler(space)
-    _open(place, space)
     os.environ.update(ENVIRONMENT)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     environment = {"env_vars": {"PYTHONPATH": path} | ENVIRONMENT}
@@ -60,12 +60,13 @@ def search(recipe: Recipe, place: Path) -> None:
     local = {"runtime_env": environment, "include_dashboard": True}
     with connected(recipe.trainer.address, **local) as alone:
         share = _share(space)
+        settings = {"search_alg": _searcher(space, share), "scheduler": _scheduler(space)}
+        _open(place, space)
         if alone and recipe.data.read_on is None and recipe.data.decode_on == "worker":
             data = space.recipe.data.model_copy(update={"read_on": "worker"})
             space = replace(space, recipe=space.recipe.model_copy(update={"data": data}))
         sweep = Sweep(space, place, share.part, share.threads)
         drawn = {name: _domain(d, space.tune.searcher) for name, d in space.fields.items()}
-        settings = {"search_alg": searcher, "scheduler": scheduler}
         if space.tune.budget:
             settings["time_budget_s"] = 60 * space.tune.budget
         if space.tune.searcher != "grid":
@@ -77,7 +78,9 @@ def search(recipe: Recipe, place: Path) -> None:
             raise RayclError(f"no trial has measured {space.tune.metric}: {(errors or ['?'])[0]}")
         again = _repeats(space, found)
         if again:
-            _phase("repeats", sweep, share, {"again": tune.grid_search(again)}, {})
+            order = BasicVariantGenerator(max_concurrent=share.fits if share.workers else 0)
+            drawn = {"again": tune.grid_search(again)}
+            _phase("repeats", sweep, share, drawn, {"search_alg": order})
 
 
 def _open(place: Path, space: Space) -> None:
@@ -113,12 +116,14 @@ class Share:
         part: of the cluster, for the workers of a trial that has several.
         threads: of a trial that trains in its own process.
         fits: trials at a time.
+        workers: whether a trial has workers elsewhere.
     """
 
     resources: dict[str, float]
     part: float
     threads: int
     fits: int
+    workers: bool
 
 
 def _share(space: Space) -> Share:
@@ -130,7 +135,7 @@ def _share(space: Space) -> Share:
     if workers > 1 or recipe.data.decode_on == "cluster":
         most = gpus if use_gpu else cpus
         fits = min(space.tune.concurrent or math.inf, max(1, most // workers))
-        return Share({"CPU": DRIVER}, 1 / fits, 1, int(fits))
+        return Share({"CPU": DRIVER}, 1 / fits, 1, int(fits), True)
     gpu = float(use_gpu) if wanted.gpus is None else wanted.gpus
     cpu = wanted.cpus or (max(1.0, cpus // gpus * min(gpu, 1.0)) if gpu else 1.0)
     fits = min(cpus // cpu, gpus // gpu if gpu else math.inf, space.tune.concurrent or math.inf)
@@ -139,7 +144,7 @@ def _share(space: Space) -> Share:
             f"tune.share: a trial is to have {cpu:g} CPUs and {gpu:g} GPUs, the cluster has "
             f"{cpus:g} and {gpus:g}"
         )
-    return Share({"CPU": cpu, "GPU": gpu}, 1.0, max(1, int(cpu)), int(fits))
+    return Share({"CPU": cpu, "GPU": gpu}, 1.0, max(1, int(cpu)), int(fits), False)
 
 
 def _domain(distribution: Any, searcher: str) -> Any:
@@ -156,22 +161,30 @@ def _domain(distribution: Any, searcher: str) -> Any:
     return tune.uniform(*distribution.uniform)
 
 
-def _searcher(space: Space) -> Any:
+def _searcher(space: Space, share: Share) -> Any:
     name, seed = space.tune.searcher, space.recipe.trainer.seed
     try:
         if name == "optuna":
             from ray.tune.search.optuna import OptunaSearch
 
-            return OptunaSearch(seed=seed)
+            return ConcurrencyLimiter(OptunaSearch(seed=seed), share.fits)
         if name == "bohb":
             from ray.tune.search.bohb import TuneBOHB
 
-            return TuneBOHB(seed=seed)
+            return ConcurrencyLimiter(TuneBOHB(seed=seed), share.fits)
     except (ImportError, AssertionError) as error:
         raise RayclError(
             f"tune.searcher: {name} is not installed: pip install 'raycl[{name}]'"
         ) from error
-    return BasicVariantGenerator(random_state=seed)
+    # Of trials that train in their own process as many run as have room, and others may wait.
+    limit = share.fits if share.workers or space.tune.concurrent else 0
+    if limit and space.tune.scheduler.name in WAITING and space.tune.samples > limit:
+        raise RayclError(
+            f"tune.samples: with scheduler {space.tune.scheduler.name} all {space.tune.samples} "
+            f"trials of several workers have to run at once, and {limit} do; take as many, or "
+            "trainer.workers=1"
+        )
+    return BasicVariantGenerator(random_state=seed, max_concurrent=limit)
 
 
 def _scheduler(space: Space) -> Any:
@@ -226,7 +239,6 @@ def _phase(
             tune_config=tune.TuneConfig(
                 metric=space.tune.metric,
                 mode=space.tune.mode,
-                max_concurrent_trials=share.fits,
                 reuse_actors=True,
                 **settings,
             ),

@@ -144,3 +144,10 @@ def _problems(
     if all(other == found[0] for other in found):
         return [f"{at}: changes nothing; a field of its own, further down, says it in this recipe"]
     return []
+
+
+def as_drawn(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's config as plain data: what was `drawn`, and of a repeat also `of` and `seed`."""
+    if "again" in config:
+        return dict(config["again"])
+    return {"drawn": {k: v.item() if hasattr(v, "item") else v for k, v in config.items()}}

@@ -28,7 +28,7 @@ from raycl.train import checkpoint as checkpoints
 from raycl.train.run import absolute, open_run
 from raycl.train.trainer import Stopped, pretrain
 from raycl.tune import hparams
-from raycl.tune.space import Space
+from raycl.tune.space import Space, as_drawn
 
 UNMEASURED = 2  # epochs after which a metric that ought to be there is missed
 SAVING = 120.0  # seconds that a checkpoint of the epoch just measured may take
@@ -79,7 +79,7 @@ class Trial(tune.Trainable):
         self._wanted = threading.Event()
         self._stopped = False
         self._step = 0  # of the run, at the latest measurement
-        self._again = config.get("again", {"drawn": dict(config)})
+        self._again = as_drawn(config)
         # pbt gives a trial new values, and a killed sweep may draw others for the same trial.
         values = hashlib.sha256(json.dumps(self._again, sort_keys=True).encode()).hexdigest()
         self._run = self.sweep.place / "trials" / f"{self.trial_id}-{values[:6]}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raycl.evaluate import embedding_std, rank_me
+from raycl.evaluate import alpha_req, embedding_std, rank_me
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50)])
@@ -42,3 +42,32 @@ def test_embedding_std_sees_a_collapse() -> None:
     point = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
     scales = torch.arange(1.0, 101).unsqueeze(1)
     assert embedding_std(point * scales) < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_alpha_req_is_the_exponent_of_a_power_law(alpha: float) -> None:
+    """Of embeddings whose covariance has exactly these eigenvalues, and any mean."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(200, 64, generator=generator, dtype=torch.float64)
+    white = torch.linalg.qr(rows - rows.mean(0)).Q
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64)).Q
+    scale = torch.arange(1, 65, dtype=torch.float64) ** (-alpha / 2)
+    x = white * scale @ turn + 7
+    assert alpha_req(x) == pytest.approx(alpha, rel=1e-6)
+    assert alpha_req(3 * x) == pytest.approx(alpha, rel=1e-6)
+
+
+def test_alpha_req_weighs_the_first_eigenvalues_most() -> None:
+    """As the published fit does: numpy's, with weights 1/j, gives the same slope."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(500, 30, generator=generator, dtype=torch.float64).cumsum(1)
+    eigenvalues = np.sort(np.linalg.eigvalsh(np.cov(x.numpy().T)))[::-1][2:]
+    j = np.arange(3, 31)
+    slope = np.polyfit(np.log(j), np.log(eigenvalues), 1, w=np.sqrt(1 / j))[0]
+    assert alpha_req(x) == pytest.approx(-slope, rel=1e-9)
+
+
+def test_alpha_req_of_what_has_no_spectrum_is_not_a_number() -> None:
+    assert math.isnan(alpha_req(torch.full((4, 3), float("nan"))))
+    assert math.isnan(alpha_req(torch.ones(8, 8)))
+    assert math.isnan(alpha_req(torch.randn(8, 2)))

@@ -11,7 +11,7 @@ import torch
 
 from raycl.data.host import Waits
 from raycl.evaluate.knn import knn
-from raycl.evaluate.spectrum import embedding_std, rank_me
+from raycl.evaluate.spectrum import alpha_req, embedding_std, rank_me
 from raycl.methods.base import Corpus
 from raycl.nn import collectives
 from raycl.train.guard import LONG
@@ -59,7 +59,7 @@ class Throughput(Observer):
 
 
 class Embeddings(Observer):
-    """Standard deviation and RankMe of the last embeddings, and a note when they collapse.
+    """Standard deviation, RankMe and alpha-ReQ of the last embeddings, and a note on a collapse.
 
     Collapsed is an embedding whose standard deviation has been under a tenth of 1/sqrt(D), that of
     rows spread over the sphere, for 25 logged steps in a row (untrained networks may begin there),
@@ -96,6 +96,9 @@ class Embeddings(Observer):
             return
         self._new = False
         rank = event.metrics["rank_me"] = rank_me(self.queue)
+        alpha = alpha_req(self.queue)
+        if math.isfinite(alpha):
+            event.metrics["alpha_req"] = alpha
         before, self._flat = self._flat, rank < (3 if self._flat else 2)  # it hovers
         if self._flat and not before:
             event.notes.append(
