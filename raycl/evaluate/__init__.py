@@ -13,10 +13,10 @@ from raycl.evaluate.spectrum import alpha_req, embedding_std, rank_me
 
 __all__ = [
     "alignment",
+    "alpha_req",
     "average_precision",
     "clusters",
     "dense_probe",
-    "alpha_req",
     "embedding_std",
     "few_labels",
     "folds",

@@ -83,14 +83,14 @@ def curve(
         axes.plot(xs, ys, color=ACCENT, linewidth=1.4, solid_capstyle="round")
         if len(xs) <= 30:
             axes.plot(xs, ys, color=ACCENT, linestyle="", marker="o", markersize=3)
-        _quiet(axes)
+        quiet(axes)
         axes.set_xlabel(label, color=MUTED, fontsize=8, loc="right", labelpad=1)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, percent)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
         axes.margins(x=0.015, y=0.08)
-        return _svg(figure, name)
+        return svg(figure, name)
 
 
 def embedding_map(
@@ -148,9 +148,9 @@ def embedding_map(
                 text = axes.text(middle[0], middle[1], short, color=INK, fontsize=10, ha="center")
                 text.set(verticalalignment="center", parse_math=False)
         axes.margins(0.03)
-        svg = _svg(figure, "embedding")
+        drawn = svg(figure, "embedding")
     legend = [] if labels is None else list(zip(colours, names, strict=True))
-    return Map(svg, legend, len(x), len(values) - len(coloured))
+    return Map(drawn, legend, len(x), len(values) - len(coloured))
 
 
 def number(value: float, percent: bool = False) -> str:
@@ -176,7 +176,7 @@ def _dots(axes: Axes, xy: np.ndarray, colour: str) -> None:
     axes.plot(*xy.T, linestyle="", marker="o", markersize=3.6, color=colour, alpha=0.75, mew=0)
 
 
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
     axes.patch.set_visible(False)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
@@ -186,7 +186,7 @@ def _quiet(axes: Axes) -> None:
     axes.tick_params(length=0, pad=4, labelsize=8, labelcolor=MUTED)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element for the middle of an HTML page.
 
     Its identifiers begin with `name`, so that several figures can share a page.

@@ -70,6 +70,11 @@ svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; 
   overflow-wrap: anywhere; }
 .legend i { flex: none; width: 0.65rem; height: 0.65rem; border-radius: 50%; }
 .views { display: block; max-width: 100%; height: auto; border-radius: 3px; }
+.note + .scroll { margin-top: 1.25rem; }
+.trials { max-width: none; font-size: 0.875rem; }
+.trials th, .trials td { padding-left: 1.25rem; }
+.trials th:first-child { padding-left: 0; text-align: left; }
+.trials thead tr:first-child th:not(:first-child) { color: var(--muted); }
 summary { cursor: pointer; color: var(--accent); }
 pre { margin: 1rem 0 0; padding: 1rem 1.25rem; overflow-x: auto; background: var(--wash);
   border-radius: 4px; font: 0.8125rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
