@@ -48,6 +48,7 @@ def test_all_rows_are_scored_and_written(run: Path) -> None:
 
 def test_the_published_sgd_probe(run: Path) -> None:
     changes = ["evaluation.protocols=[linear-sgd]", "evaluation.few=[]", "evaluation.batch=64"]
+    changes.append("data.limit=192")
     first = run / "evaluation.json"
     before = first.read_text() if first.exists() else None
     result = evaluate(run, changes, name="sgd")

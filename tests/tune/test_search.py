@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +13,20 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 
 from raycl.errors import RayclError
 from raycl.recipe import Recipe, load
+from raycl.sections import Stop
+from raycl.space import Distribution, Repeats, Scheduler
 from raycl.sweep import Row, best_recipe, read, settings_of, trials, winner
 from raycl.train.trainer import pretrain
 from raycl.tune.search import search
 from tests.conftest import ROOT, Cluster
+from tests.tune.test_trial import metrics
 
 RAYCL = Path(sys.executable).with_name("raycl")
 
@@ -134,6 +139,28 @@ def test_tensorboard_shows_values_beside_the_metric(troubled: Path) -> None:
         assert any(value == pytest.approx(score, abs=1e-6) for score in scores[trouble])
 
 
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on this machine")
+def test_a_browser_shows_values_and_metric(troubled: Path, tmp_path: Path) -> None:
+    """The HParams tab has a table, in an ink of its own, which it has not without a sweep."""
+    from PIL import Image
+    from tensorboard import program
+
+    written = []
+    for name, folder in (("nothing", tmp_path / "empty"), ("sweep", troubled)):
+        board = program.TensorBoard()
+        board.configure(logdir=str(folder), port=0, load_fast="false")
+        url, picture = board.launch(), tmp_path / f"{name}.png"
+        time.sleep(5)
+        subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
+             "--virtual-time-budget=30000", f"--screenshot={picture}", f"{url}#hparams"],
+            stderr=subprocess.DEVNULL, timeout=120, check=True,
+        )  # fmt: skip
+        page = np.asarray(Image.open(picture).convert("RGB"))
+        written.append(int((page == (38, 52, 69)).all(-1).sum()))
+    assert written[0] == 0 and written[1] > 500
+
+
 def test_a_killed_driver_costs_no_finished_trial(toy: Recipe, tmp_path: Path) -> None:
     place, recipe = tmp_path / "sweep", tmp_path / "recipe.yaml"
     content = toy.model_dump(mode="json", exclude_unset=True)
@@ -171,6 +198,33 @@ def test_a_killed_driver_costs_no_finished_trial(toy: Recipe, tmp_path: Path) ->
     for row in rows:
         if row.trial in before:
             assert row.measured == before[row.trial].measured
+
+
+def test_pbt_hands_on_weights_and_changes_values(
+    cluster: Cluster, toy: Recipe, tmp_path: Path
+) -> None:
+    assert toy.tune is not None
+    settings = toy.tune.model_copy(
+        update={
+            "samples": 4,
+            "scheduler": Scheduler(name="pbt", grace=1),
+            "repeats": Repeats(seeds=0),
+            "search": {"method.temperature": Distribution(loguniform=(0.01, 10.0))},
+        }
+    )
+    place = tmp_path / "sweep"
+    longer = toy.trainer.model_copy(update={"stop": Stop(epochs=6)})
+    search(toy.model_copy(update={"tune": settings, "trainer": longer}), place)
+    rows = rows_of(place)
+    assert [(row.how, row.epochs) for row in rows] == [("finished", 6)] * 4
+    lives = {run.name: metrics(run) for run in (place / "trials").iterdir()}
+    taken = [name for name, lines in lives.items() if lines and lines[0]["epoch"] > 1]
+    assert taken  # runs that began with the weights of another one
+    for name in taken:
+        others = [n for n in lives if n.startswith(name.partition("-")[0]) and n != name]
+        assert others
+        own, other = (load(place / "trials" / n).method["temperature"] for n in (name, others[0]))
+        assert own != other
 
 
 def test_a_sweep_in_which_everything_fails_says_why(
