@@ -48,6 +48,8 @@ def search(
     if resume is not None:
         if recipe is not None:
             raise RayclError("--resume takes recipe and space from the sweep; leave both out")
+        if not (resume / "recipe.yaml").is_file():
+            raise RayclError(f"--resume {resume}: not a sweep's directory")
         place, loaded = resume, recipes.load(resume)
     elif recipe is None:
         raise RayclError("RECIPE is missing; `raycl recipes` lists the packaged ones")

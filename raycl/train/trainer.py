@@ -78,12 +78,7 @@ def pretrain(
     mirror = Mirror(run, recipe.trainer.storage)
     if not (run / "recipe.yaml").exists():
         mirror.pull()  # the run may have begun on another machine
-    plan = plan_of(recipe, run)
-    if recipe.data.engine == "ffcv":
-        views = {name: stream.cut for name, stream in recipe.streams.items()}
-        ffcv_engine.check(plan, views, recipe.data.corrupt)
-    build(recipe, plan.first.shards)  # what is wrong with networks or first weights shows here
-    online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
+    plan = checked(recipe, run)
     alone = recipe.trainer.workers == 1 and (part is not None or not _cluster(recipe))
     if alone and recipe.data.decode_on != "cluster":
         _here(recipe, run, plan, listen)
@@ -91,6 +86,17 @@ def pretrain(
         _on_ray(recipe, run, plan, listen, part or 1.0)
         mirror.pull()
     return run
+
+
+def checked(recipe: Recipe, run: Path) -> Plan:
+    """A run's plan, if data, networks, first weights and online kNN are what they should be."""
+    plan = plan_of(recipe, run)
+    if recipe.data.engine == "ffcv":
+        views = {name: stream.cut for name, stream in recipe.streams.items()}
+        ffcv_engine.check(plan, views, recipe.data.corrupt)
+    build(recipe, plan.first.shards)
+    online_knn(recipe, training_corpus(recipe, plan.first.shards, torch.device("cpu")))
+    return plan
 
 
 def _without_notes(listen: Listen) -> Listen:

@@ -26,6 +26,7 @@ from raycl.recipe import Recipe
 from raycl.sweep import Row, read, trials
 from raycl.train.run import absolute
 from raycl.train.signals import STOPS, in_main_thread, kept
+from raycl.train.trainer import checked
 from raycl.tune import hparams
 from raycl.tune.journal import Journal
 from raycl.tune.space import Space, space_of
@@ -53,6 +54,9 @@ def search(recipe: Recipe, place: Path) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the state has been saved.
     """
     space, place = space_of(absolute(recipe)), place.absolute()
+    if space.tune.metric == "knn" and not recipe.evaluation.every_epochs:
+        raise RayclError("tune.metric: knn is measured every evaluation.every_epochs; give 1")
+    checked(space.recipe, place)  # as it is, with none of the values that trials will have
     os.environ.update(ENVIRONMENT)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     environment = {"env_vars": {"PYTHONPATH": path} | ENVIRONMENT}

@@ -77,8 +77,8 @@ def space_of(recipe: Recipe) -> Space:
     """
     if recipe.tune is None:
         raise RecipeError(
-            "tune: missing; give at least one field to search, as "
-            "tune.search.method.temperature... in a recipe, or tune.spaces=[temperature]"
+            "tune: missing; say what is searched, as tune.spaces=[temperature], or in the recipe "
+            "tune: {search: {method.temperature: {loguniform: [0.03, 1]}}}"
         )
     packaged: dict[str, Distribution] = {}
     problems: list[str] = []

@@ -77,7 +77,7 @@ class Trial(tune.Trainable):
         self._thread: threading.Thread | None = None
         self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
         self._wanted = threading.Event()
-        self._stopped = False
+        self._stopped = self._restored = False
         self._step = 0  # of the run, at the latest measurement
         self._again = as_drawn(config)
         # pbt gives a trial new values, and a killed sweep may draw others for the same trial.
@@ -126,12 +126,17 @@ class Trial(tune.Trainable):
             open_run(self._run, recipe)
             space = self.sweep.space
             hparams.begin(self._run, space, space.values(self._again["drawn"]))
+            # Of a trial that begins anew Ray Tune has forgotten what it heard; its run has not.
+            for record in [] if self._restored else _records(self._run):
+                hear(record)
             try:
                 pretrain(recipe, self._run, hear, self.sweep.part)
             finally:
                 hparams.end(self._run)
-            last = measured or _last(self._run, metric, names)
-            self._heard.put(_result(last, metric) | {"done": True, "ended": True})
+            done = [record for record in _records(self._run) if metric in record]
+            if not (measured or done):
+                raise _unmeasured(metric, names)
+            self._heard.put(_result(measured or done[-1], metric) | {"done": True, "ended": True})
         except Stopped:
             pass
         except RayclError as error:  # the same values would fail again
@@ -150,6 +155,7 @@ class Trial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Goes on from what this or another trial has saved, unless the run has come as far."""
+        self._restored = True
         saved, place = Folder(checkpoint), self._checkpoints()
         (name,) = saved.names()
         own = checkpoints.latest(place)
@@ -185,13 +191,11 @@ def _copy(source: Folder, target: Folder) -> None:
         target.write(name, source.read(name))
 
 
-def _last(run: Path, metric: str, names: set[str]) -> dict[str, Any]:
-    """The last measurement of a run that had ended before."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [record for record in map(json.loads, lines) if metric in record]
-    if not found:
-        raise _unmeasured(metric, names)
-    return found[-1]
+def _records(run: Path) -> list[dict[str, Any]]:
+    """What a run has logged so far; a line that was cut off as it was written is left out."""
+    path = run / "metrics.jsonl"
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.is_file() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _unmeasured(metric: str, names: set[str]) -> RayclError:
