@@ -85,7 +85,8 @@ def test_a_study_is_run_once_and_told_in_a_table(
     assert 100 * row["score"] == found["warm"]["kNN"][0]
 
 
-STUDIES = sorted((ROOT / "raycl" / "recipes").rglob("*.yml"))
+OTHERS = sorted((ROOT / "raycl" / "recipes").rglob("*.yml"))
+STUDIES = [path for path in OTHERS if path.name != "space.yml"]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -177,9 +177,8 @@ def _searcher(space: Space, share: Share) -> Any:
 
             return ConcurrencyLimiter(TuneBOHB(seed=seed), share.fits)
     except (ImportError, AssertionError) as error:
-        raise RayclError(
-            f"tune.searcher: {name} is not installed: pip install 'raycl[{name}]'"
-        ) from error
+        wanted = "hpbandster ConfigSpace" if name == "bohb" else "optuna"
+        raise RayclError(f"tune.searcher: for {name}, pip install {wanted}") from error
     # Of trials that train in their own process as many run as have room, and others may wait.
     limit = share.fits if share.workers or space.tune.concurrent else 0
     if limit and space.tune.scheduler.name in WAITING and space.tune.samples > limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -28,11 +29,12 @@ from tests.train.test_trainer import metrics, series
 
 
 def workers() -> list[psutil.Process]:
-    """Worker processes of the cluster that runs on this machine."""
+    """Worker processes of this test run's own cluster; another one may run beside it."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker"):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
+                found.append(process)
     return found
 
 
