@@ -97,6 +97,22 @@ class Trial(tune.Trainable):
         return result | {"run": self._run.name}
 
     def _train(self) -> None:
+        """In the thread; whatever happens is heard, or `step` would wait for ever."""
+        try:
+            self._heard.put(self._trained() | {"done": True, "ended": True})
+        except Stopped:
+            pass
+        except RayclError as error:  # the same values would fail again
+            self._heard.put({"done": True, "failed": str(error)})
+        except BaseException as error:
+            self._heard.put({"error": error})
+
+    def _trained(self) -> dict[str, Any]:
+        """Trains to the end and gives the last measurement; those before it are heard on the way.
+
+        Raises:
+            Stopped: as Ray Tune wants it.
+        """
         recipe = absolute(self._recipe())
         torch.set_num_threads(self.sweep.threads)
         metric, every = self.sweep.space.tune.metric, recipe.evaluation.every_epochs
@@ -122,27 +138,20 @@ class Trial(tune.Trainable):
                 self._wanted.clear()
                 self._heard.put(_result(record, metric))
 
+        open_run(self._run, recipe)
+        space = self.sweep.space
+        hparams.begin(self._run, space, space.values(self._again["drawn"]))
+        # Of a trial that begins anew Ray Tune has forgotten what it heard; its run has not.
+        for record in [] if self._restored else _records(self._run):
+            hear(record)
         try:
-            open_run(self._run, recipe)
-            space = self.sweep.space
-            hparams.begin(self._run, space, space.values(self._again["drawn"]))
-            # Of a trial that begins anew Ray Tune has forgotten what it heard; its run has not.
-            for record in [] if self._restored else _records(self._run):
-                hear(record)
-            try:
-                pretrain(recipe, self._run, hear, self.sweep.part)
-            finally:
-                hparams.end(self._run)
-            done = [record for record in _records(self._run) if metric in record]
-            if not (measured or done):
-                raise _unmeasured(metric, names)
-            self._heard.put(_result(measured or done[-1], metric) | {"done": True, "ended": True})
-        except Stopped:
-            pass
-        except RayclError as error:  # the same values would fail again
-            self._heard.put({"done": True, "failed": str(error)})
-        except BaseException as error:
-            self._heard.put({"error": error})
+            pretrain(recipe, self._run, hear, self.sweep.part)
+        finally:
+            hparams.end(self._run)
+        done = [record for record in _records(self._run) if metric in record]
+        if not (measured or done):
+            raise _unmeasured(metric, names)
+        return _result(measured or done[-1], metric)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Copies the run's checkpoint of the latest measurement, once it is complete."""

@@ -14,7 +14,7 @@ import torch
 from ray import tune
 from safetensors.torch import load_file
 
-from raycl.recipe import Recipe, load
+from raycl.recipe import Recipe, load, validate
 from raycl.train import checkpoint
 from raycl.train.trainer import pretrain
 from raycl.tune.space import space_of
@@ -112,6 +112,18 @@ def test_values_that_cannot_work_end_a_trial_without_another_try(
         result = one.train()
     assert result["done"] and "no finite number at step 3" in result["failed"]
     assert "knn" not in result
+
+
+def test_values_that_do_not_go_together_end_a_trial(tiny: list[str], tmp_path: Path) -> None:
+    """Each of them is allowed beside the recipe's own values, and not beside the other."""
+    search = {"views.crop.scale.0": {"uniform": [0.1, 0.9]}}
+    search |= {"views.crop.scale.1": {"uniform": [0.5, 1.0]}}
+    changes = ["views.crop={scale: [0.2, 1.0]}", "trainer.workers=1"]
+    content = load("simclr/digits", [*tiny, *changes]).model_dump(exclude={"tune"})
+    recipe = validate(content | {"tune": {"search": search}})
+    with trial(recipe, tmp_path, **{"views.crop.scale.0": 0.9, "views.crop.scale.1": 0.5}) as one:
+        result = one.train()
+    assert result["done"] and "scale is (lowest, highest), (0.9, 0.5) was given" in result["failed"]
 
 
 def test_what_breaks_is_raised_so_that_ray_tries_again(toy: Recipe, tmp_path: Path) -> None:
