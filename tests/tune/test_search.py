@@ -36,6 +36,12 @@ def rows_of(place: Path, phase: str = "search") -> list[Row]:
     return trials(read(place), settings_of(place), phase)
 
 
+def alive(cluster: Cluster) -> list[Any]:
+    from ray.util.state import list_actors
+
+    return list_actors(filters=[("state", "!=", "DEAD")], address=cluster.address)
+
+
 @pytest.fixture(scope="module")
 def troubled(cluster: Cluster, toy: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trial of every kind of trouble, and the best once more."""
@@ -44,6 +50,9 @@ def troubled(cluster: Cluster, toy: Recipe, tmp_path_factory: pytest.TempPathFac
     only = {"method.trouble": toy.tune.search["method.trouble"]}
     settings = toy.tune.model_copy(update={"searcher": "grid", "search": only})
     method = toy.method | {"marker": str(place.with_name("marker"))}
+    # Other tests of this run, and Ray itself, may have left some before.
+    known = [actor.actor_id for actor in alive(cluster)]
+    place.with_name("actors.json").write_text(json.dumps(known))
     search(toy.model_copy(update={"tune": settings, "method": method}), place)
     return place
 
@@ -84,18 +93,19 @@ def test_a_sweep_that_is_over_is_not_run_again(troubled: Path, toy: Recipe) -> N
 
 
 def test_nothing_of_a_sweep_is_left_on_the_cluster(troubled: Path, cluster: Cluster) -> None:
-    from ray.util.state import list_actors, list_placement_groups
+    from ray.util.state import list_placement_groups
 
+    known = set(json.loads(troubled.with_name("actors.json").read_text()))
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        alive = list_actors(filters=[("state", "!=", "DEAD")], address=cluster.address)
+    while True:
+        actors = [actor for actor in alive(cluster) if actor.actor_id not in known]
         groups = list_placement_groups(
             filters=[("state", "!=", "REMOVED")], address=cluster.address
         )
-        if not alive and not groups:
+        if not (actors or groups) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    assert not alive and not groups
+    assert not actors and not groups
     partial = [path for path in troubled.rglob("*") if "partial" in path.name]
     assert partial == []
 
