@@ -1,6 +1,6 @@
 """What a sweep costs, and what it finds.
 
-    python jobs/bench_tune.py overhead data.train=DATA/train data.test=DATA/test [--epochs 9]
+    python jobs/bench_tune.py overhead data.train=DATA/train data.test=DATA/test
     python jobs/bench_tune.py compare data.train=DATA/train data.test=DATA/test [--minutes 12]
 
 `overhead` runs 32 trials to their end and sets the wall time between the first trial's start and

@@ -280,7 +280,11 @@ def _override(content: dict[str, Any], override: str) -> None:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-4, without a dot, as text
-    *sections, last = key.split(".")
+    _set(content, key.split("."), value)
+
+
+def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    *sections, last = keys
     here = content
     for name in sections:
         if not isinstance(here.get(name), dict):
@@ -311,13 +315,8 @@ def _put(content: dict[str, Any], recipe: Recipe, keys: list[str], value: Any) -
         if not isinstance(elements, list) or int(last) >= len(elements):
             raise RecipeError(f"{'.'.join(keys)}: there is no such element in this recipe")
         value = [*elements[: int(last)], value, *elements[int(last) + 1 :]]
-        *path, last = path
-    here = content
-    for key in path:
-        if not isinstance(here.get(key), dict):
-            here[key] = {}
-        here = here[key]
-    here[last] = value
+        keys = path
+    _set(content, keys, value)
 
 
 def _found(tree: Any, path: list[str]) -> Any:

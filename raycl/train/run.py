@@ -73,13 +73,24 @@ def open_run(run: Path, recipe: Recipe) -> None:
                 f"choose another directory with --run, or continue that run with --resume {run}"
             )
         return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise RayclError(f"{run}: exists and is no run; choose another directory with --run")
-    run.mkdir(parents=True, exist_ok=True)
-    partial = run / ".recipe.yaml.partial"
-    partial.write_text(recipe.to_yaml(), encoding="utf-8")
-    partial.replace(stored)
+    make_directory(run, recipe.to_yaml(), "run")
     (run / "run.json").write_text(json.dumps(_origin(), indent=1))
+
+
+def make_directory(place: Path, recipe: str, kind: str) -> None:
+    """Makes the directory of a run or a sweep, as `kind` says, with its recipe.yaml.
+
+    Raises:
+        RayclError: there is something already.
+    """
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise RayclError(
+            f"{place}: exists and is no {kind}; choose another directory with --{kind}"
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / ".recipe.yaml.partial"
+    partial.write_text(recipe, encoding="utf-8")
+    partial.replace(place / "recipe.yaml")
 
 
 def _origin() -> dict[str, Any]:

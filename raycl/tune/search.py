@@ -24,7 +24,7 @@ from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.sweep import Row, read, trials
-from raycl.train.run import absolute
+from raycl.train.run import absolute, make_directory
 from raycl.train.signals import STOPS, in_main_thread, kept
 from raycl.train.trainer import checked
 from raycl.tune import hparams
@@ -102,13 +102,8 @@ def _open(place: Path, space: Space) -> None:
                 f"{place}, or choose another directory with --sweep"
             )
         return
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise RayclError(f"{place}: exists and is no sweep; choose another directory with --sweep")
-    place.mkdir(parents=True, exist_ok=True)
+    make_directory(place, given, "sweep")
     hparams.describe(place, space)
-    partial = place / ".recipe.yaml.partial"
-    partial.write_text(given, encoding="utf-8")
-    partial.replace(stored)
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,8 @@ def _share(space: Space) -> Share:
         fits = min(space.tune.concurrent or math.inf, max(1, most // workers))
         return Share({"CPU": DRIVER}, 1 / fits, 1, int(fits), True)
     gpu = float(use_gpu) if wanted.gpus is None else wanted.gpus
-    cpu = wanted.cpus or (max(1.0, cpus // gpus * min(gpu, 1.0)) if gpu else 1.0)
+    of_gpu = cpus // gpus * min(gpu, 1.0) if gpus and gpu else 1.0
+    cpu = wanted.cpus or max(1.0, of_gpu)
     fits = min(cpus // cpu, gpus // gpu if gpu else math.inf, space.tune.concurrent or math.inf)
     if fits < 1:
         raise RayclError(

@@ -293,22 +293,27 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("width", [1200, 500])
-def test_a_browser_renders_it_without_overflow(run: Path, tmp_path: Path, width: int) -> None:
+def ink_of(page: Path, width: int, height: int, folder: Path) -> np.ndarray:
+    """Which pixels of a page in a browser differ from its paper, (height, width)."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine")
-    picture = tmp_path / "page.png"
+    picture = folder / "page.png"
     command = [
         *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"),
-        *(f"--screenshot={picture}", f"--window-size={width},2600"),
-        (run / "report.html").as_uri(),
+        *("--disable-sync", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}"),
+        *(f"--screenshot={picture}", f"--window-size={width},{height}"),
+        page.as_uri(),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(picture).convert("L"), int)
-    assert pixels.shape == (2600, width)
-    ink = np.abs(pixels - pixels[0, 0]) > 16
+    assert pixels.shape == (height, width)
+    return np.abs(pixels - pixels[0, 0]) > 16
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_renders_it_without_overflow(run: Path, tmp_path: Path, width: int) -> None:
+    ink = ink_of(run / "report.html", width, 2600, tmp_path)
     assert ink.any(axis=1).sum() > 700
     assert not ink[:, :12].any() and not ink[:, -12:].any()

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from scipy.stats import spearmanr
 
 from raycl.errors import RayclError
@@ -22,7 +19,7 @@ from raycl.report.sweep import importance, rank_correlation, write_report
 from raycl.report.sweep_statistics import Field, trend
 from raycl.space import Distribution
 from raycl.sweep import Row
-from tests.report.test_page import Parsed
+from tests.report.test_page import Parsed, ink_of
 
 EPOCHS, RUNGS = 9, (1, 3, 9)
 SEARCH: dict[str, Any] = {
@@ -584,20 +581,6 @@ def test_a_directory_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
 def test_a_browser_renders_it_without_overflow(
     place: Path, page: str, tmp_path: Path, width: int
 ) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on this machine")
-    picture = tmp_path / "page.png"
-    command = [
-        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"),
-        *(f"--screenshot={picture}", f"--window-size={width},5000"),
-        (place / "report.html").as_uri(),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(Image.open(picture).convert("L"), int)
-    assert pixels.shape == (5000, width)
-    ink = np.abs(pixels - pixels[0, 0]) > 16
+    ink = ink_of(place / "report.html", width, 5000, tmp_path)
     assert ink.any(axis=1).sum() > 1500
     assert not ink[:, :12].any() and not ink[:, -12:].any()
