@@ -1,12 +1,14 @@
 """What a sweep costs, and what it finds.
 
     python jobs/bench_tune.py overhead data.train=DATA/train data.test=DATA/test
-    python jobs/bench_tune.py compare data.train=DATA/train data.test=DATA/test [--minutes 12]
+    python jobs/bench_tune.py compare data.train=DATA/train data.test=DATA/test --out PLACE
 
 `overhead` runs 32 trials to their end and sets the wall time between the first trial's start and
 the last one's end, times the trials at a time, beside the trials' own training time; and looks for
-actors and placement groups that are left. `compare` lets ASHA and random search take turns, equally
-long on the same cores and with the same first values, and tells the best score at every quarter.
+actors and placement groups that are left. `compare` lets ASHA and random search take turns, with
+the same first values, and tells the best score after every quarter of the epochs that both have
+trained. An epoch costs the same in every trial, so other work on the machine changes nothing;
+called again, it goes on.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from raycl.sweep import read, settings_of, trials
 from raycl.tune.search import search
 
 NO_REPEATS = "tune.repeats.seeds=0"
+ASHA = 3.75  # trials for one of random search: 2.4 epochs each of nine, with rungs after 1, 3 and 9
 
 
 def overhead(recipe: str, changes: list[str], place: Path) -> dict[str, Any]:
@@ -58,22 +61,21 @@ def overhead(recipe: str, changes: list[str], place: Path) -> dict[str, Any]:
     }
 
 
-def compare(recipe: str, changes: list[str], place: Path, minutes: float) -> dict[str, list[float]]:
-    """The best score after each quarter of the time, and the trials begun, of both."""
-    found = {}
-    for name in ("asha", "none"):
+def compare(recipe: str, changes: list[str], place: Path, samples: int) -> dict[str, list[float]]:
+    """The best score after each quarter of the epochs, the epochs and the trials begun, of both."""
+    found: dict[str, tuple[list[float], int]] = {}
+    for name, count in (("asha", int(ASHA * samples)), ("none", samples)):
         here = place / name
-        settings = [f"tune.scheduler.name={name}", f"tune.budget={minutes}", "tune.samples=1000"]
-        search(load(recipe, [*changes, *settings, NO_REPEATS]), here)
+        settings = [f"tune.scheduler.name={name}", f"tune.samples={count}", NO_REPEATS]
+        search(load(recipe, [*changes, *settings]), here)
         tune, events = settings_of(here), read(here)
-        begin = min(event["at"] for event in events if event["event"] == "trial")
-        results = [(e["at"] - begin, e[tune.metric]) for e in events if e["event"] == "result"]
-        best = [
-            max((score for at, score in results if at <= part * 15 * minutes), default=float("nan"))
-            for part in (1, 2, 3, 4.2)  # what was measured as time ran out counts
-        ]
-        found[name] = [*best, float(len(trials(events, tune, "search")))]
-    return found
+        scores = [event[tune.metric] for event in events if event["event"] == "result"]
+        found[name] = scores, len(trials(events, tune, "search"))
+    epochs = min(len(scores) for scores, _ in found.values())
+    return {
+        name: [*(max(scores[: epochs * part // 4]) for part in (1, 2, 3, 4)), len(scores), begun]
+        for name, (scores, begun) in found.items()
+    }
 
 
 def main() -> int:
@@ -81,7 +83,7 @@ def main() -> int:
     parser.add_argument("what", choices=("overhead", "compare"))
     parser.add_argument("changes", nargs="*", help="key=value")
     parser.add_argument("--recipe", default="simclr/cifar10-sweep")
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--samples", type=int, default=24, help="trials of random search")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="where the sweeps lie")
     parser.add_argument("--json", type=Path, help="write figures, versions, machine and commit")
@@ -96,11 +98,12 @@ def main() -> int:
         for seed in range(arguments.rounds):
             changes = [*arguments.changes, f"trainer.seed={seed}"]
             place = out / f"round-{seed}"
-            found = compare(arguments.recipe, changes, place, arguments.minutes)
+            found = compare(arguments.recipe, changes, place, arguments.samples)
             for name, row in found.items():
                 figures[name].append(row)
             print(f"round {seed}: {json.dumps(found)}", flush=True)
-        table = Table("scheduler", "best after 1/4", "1/2", "3/4", "all of the time", "trials")
+        heads = ("best after 1/4", "1/2", "3/4", "all of the epochs", "epochs", "trials")
+        table = Table("scheduler", *heads)
         for name, rounds in figures.items():
             cells = []
             for values in zip(*rounds, strict=True):
