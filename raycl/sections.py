@@ -194,6 +194,9 @@ class Trainer(Section):
     storage: str | None = Field(
         None, description="URI or directory that all hosts reach, for checkpoints and run files"
     )
+    wait_minutes: float = Field(
+        0, ge=0, description="for a cluster that grows to have room for the fewest workers"
+    )
     seed: int = Field(0, ge=0)
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()

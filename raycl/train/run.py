@@ -24,7 +24,7 @@ from raycl.recipe import Recipe
 from raycl.train.balance import EveryEpoch, MethodLabels, evened
 
 # Fields that say where and how fast a run computes, not what: they may differ in a resumed run.
-_COMPUTING = "workers address device storage watch log_every sharded nccl compile"
+_COMPUTING = "workers address device storage wait_minutes watch log_every sharded nccl compile"
 _FREE = (
     *(f"trainer.{name}:" for name in _COMPUTING.split()),
     "data.read_on:",

@@ -21,10 +21,11 @@ from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.train import checkpoint, signals
 from raycl.train.board import Board
+from raycl.train.hosts import check_storage, wait_for_room
 from raycl.train.loop import Loop, Place
 from raycl.train.mirror import Mirror
 from raycl.train.observers.services import Prometheus, require
-from raycl.train.resources import decide
+from raycl.train.resources import Resources, decide
 from raycl.train.run import absolute, open_run, plan_of
 from raycl.train.worker import (
     Ears,
@@ -164,17 +165,11 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen, part: float) 
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     # A user's own method lies where the user stands; workers of this machine find it there.
     environment = {"env_vars": {"PYTHONPATH": path}}
+    sizes = recipe.trainer.group_sizes
     with connected(recipe.trainer.address, runtime_env=environment) as local:
-        total = ray.cluster_resources()
-        cpus, gpus = part * total.get("CPU", 1.0), part * total.get("GPU", 0.0)
-        sizes = recipe.trainer.group_sizes
-        hosts = sum(node["Alive"] for node in ray.nodes())
-        share = decide(cpus, gpus, sizes, recipe.trainer.device, hosts)
-        if share.worker_gpus * sizes[0] > gpus:
-            raise RayclError(
-                f"trainer.device: {sizes[0]} workers need a GPU each, the cluster has {gpus:g}"
-            )
+        share = _share(recipe, part)
         _check_decoding(recipe, bool(share.worker_gpus))
+        check_storage(recipe.trainer.storage, run)
         open_run(run, recipe)
         # The board lives and dies with this driver, on its host, whichever others are lost.
         node = ray.get_runtime_context().get_node_id()
@@ -225,6 +220,31 @@ def _on_ray(recipe: Recipe, run: Path, plan: Plan, listen: Listen, part: float) 
                     if isinstance(failure, RayclError):
                         raise failure from error
                 raise
+
+
+def _share(recipe: Recipe, part: float) -> Resources:
+    """Of the cluster for a worker, once there is room for the fewest of them."""
+    import ray
+
+    trainer, sizes = recipe.trainer, recipe.trainer.group_sizes
+    wait_for_room(trainer, sizes[0])
+    total = ray.cluster_resources()
+    cpus, gpus = part * total.get("CPU", 0.0), part * total.get("GPU", 0.0)
+    hosts = sum(node["Alive"] for node in ray.nodes())
+    if trainer.wait_minutes:  # the rest of the largest group comes on hosts not there yet
+        cpus = max(cpus, sizes[-1])
+    share = decide(cpus, gpus, sizes, trainer.device, hosts)
+    missing = ""
+    if not cpus:
+        missing = "a CPU is needed, and the cluster has none"
+    elif share.worker_gpus * sizes[0] > gpus:
+        missing = f"{sizes[0]} workers need a GPU each, the cluster has {gpus:g}"
+    if missing:
+        raise RayclError(
+            f"trainer.device: {missing}; of a cluster that grows, trainer.wait_minutes=30 waits "
+            "for it"
+        )
+    return share
 
 
 def through_ray(recipe: Recipe, local: bool) -> bool:

@@ -24,6 +24,7 @@ from raycl.data.folder import Folder
 from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.sweep import Row, read, trials
+from raycl.train.hosts import check_storage, wait_for_room
 from raycl.train.run import absolute, make_directory
 from raycl.train.signals import STOPS, in_main_thread, kept
 from raycl.train.trainer import checked
@@ -63,6 +64,9 @@ def search(recipe: Recipe, place: Path) -> None:
     # Without the dashboard Ray does not free the places of a group whose trial is stopped.
     local = {"runtime_env": environment, "include_dashboard": True}
     with connected(recipe.trainer.address, **local) as alone:
+        at_once = (space.tune.concurrent or 1) * recipe.trainer.group_sizes[0]
+        wait_for_room(recipe.trainer, at_once)
+        check_storage(recipe.trainer.storage, place)
         share = _share(space)
         settings = {"search_alg": _searcher(space, share), "scheduler": _scheduler(space)}
         _open(place, space)

@@ -87,6 +87,24 @@ def test_a_host_is_cut_off_in_mid_epoch(hosts: Hosts, tiny: list[str], tmp_path:
           f"{time.monotonic() - begin:.0f} s in all")  # fmt: skip
 
 
+def test_a_host_that_does_not_share_the_directory_is_named(
+    hosts: Hosts, tiny: list[str], tmp_path: Path
+) -> None:
+    """Before anything is trained or written."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    hosts.mount(2, own, shared)
+    job = Job(tmp_path, tiny, run=shared / "run")
+    job.start(hosts)
+    until(lambda: "failed" in hosts.job("status", "watched").stdout.lower(), 120, "no failure")
+    told = hosts.job("logs", "watched").stdout
+    assert f"error: trainer.storage: none given, and {job.run} is not shared by all hosts" in told
+    assert f"  {hosts.network}.3: does not see what the run's host writes there" in told
+    assert f"{hosts.network}.2:" not in told
+    assert not list(shared.iterdir()) and not list(own.iterdir())
+
+
 def test_a_host_leaves_with_notice_and_comes_back(
     idle_hosts: Hosts, tiny: list[str], tmp_path: Path
 ) -> None:

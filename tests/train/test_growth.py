@@ -1,0 +1,140 @@
+"""A cluster that has nothing but its head grows for a run, and shrinks when the run has ended.
+
+Ray's own autoscaler with its fake provider, whose nodes are processes of this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from tests.conftest import ROOT
+
+RAY = str(Path(sys.executable).with_name("ray"))
+# What the fake provider calls the head; the autoscaler would take it for a stranger otherwise.
+HEAD = "f" * 51 + "00000"
+# By its class: the wheel lacks a file that its short name needs.
+FAKE = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+LISTS = (
+    *("cluster_synced_files", "initialization_commands", "setup_commands"),
+    *("head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+)
+NODES = """
+import json, ray
+ray.init("auto", logging_level="ERROR", log_to_driver=False)
+print(json.dumps([node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]))
+"""
+
+
+def configuration(address: str) -> str:
+    """What `ray up` leaves on a head, of a cluster of up to three hosts with a CPU each."""
+    small = {"object_store_memory": 200_000_000}
+    head = {"resources": {"CPU": 0} | small, "node_config": {}, "max_workers": 0}
+    mappings = ("auth", "docker", "file_mounts")
+    return yaml.safe_dump(
+        {name: {} for name in mappings}
+        | {name: [] for name in LISTS}
+        | {
+            "cluster_name": "growing",
+            "max_workers": 3,
+            "idle_timeout_minutes": 0.5,
+            "upscaling_speed": 1.0,
+            "provider": {
+                "type": "external", "module": FAKE, "head_node_id": HEAD, "launch_multiple": True,
+                "gcs_address": address, "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                "use_node_id_as_ip": True,
+            },
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": head,
+                "cpu": {
+                    "resources": {"CPU": 1} | small, "labels": {"tier": "cpu"}, "node_config": {},
+                    "min_workers": 0, "max_workers": 3,
+                },
+            },
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Of a driver on such a cluster: `ray up` brings autoscaler v1 along, KubeRay v2."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        # Its nodes find the head by the machine's own address only.
+        address = f"{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        config = Path(folder) / "cluster.yaml"
+        config.write_text(configuration(address))
+        settings = os.environ | {
+            "PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD, "RAY_CLOUD_INSTANCE_ID": HEAD,
+            "RAY_enable_autoscaler_v2": str(int(request.param == "v2")),
+        }  # fmt: skip
+        head = subprocess.Popen(
+            [RAY, "start", "--head", "--block", f"--port={address.partition(':')[2]}",
+             "--num-cpus=0", "--num-gpus=0",
+             f"--autoscaling-config={config}", f"--temp-dir={folder}", "--include-dashboard=false",
+             "--object-store-memory=200000000", "--disable-usage-stats"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env=settings,
+        )  # fmt: skip
+        try:
+            yield os.environ | {"RAY_ADDRESS": address}
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait(30)
+
+
+def nodes(environment: dict[str, str]) -> list[float]:
+    """CPUs of the cluster's nodes."""
+    done = subprocess.run(
+        [sys.executable, "-c", NODES], env=environment, capture_output=True, text=True, timeout=60
+    )
+    return sorted(json.loads(done.stdout)) if done.returncode == 0 else []
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def test_a_cluster_grows_for_a_run_and_shrinks_after_it(
+    environment: dict[str, str], tiny: list[str], tmp_path: Path
+) -> None:
+    until(lambda: nodes(environment) == [0.0], 90)
+    settings = ["trainer.workers=2", "trainer.device=cpu", "evaluation.every_epochs=0"]
+    command = [sys.executable, "-m", "raycl", "pretrain", "simclr/digits", *tiny, *settings]
+    refused = subprocess.run(
+        [*command, "--run", str(tmp_path / "no")], env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert refused.returncode == 2 and "the cluster has none" in refused.stderr
+    assert "trainer.wait_minutes=30 waits for it" in refused.stderr
+    assert not (tmp_path / "no").exists()
+    done = subprocess.run(
+        [*command, "--run", str(tmp_path / "run"), "trainer.wait_minutes=3"], env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "waiting up to 3 minutes for room for 2 workers of a CPU each" in done.stderr
+    assert (tmp_path / "run" / "encoder.safetensors").is_file()
+    until(lambda: nodes(environment) == [0.0], 120)
