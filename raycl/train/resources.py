@@ -7,6 +7,7 @@ hangs. So a share is set aside for reading first, and the workers divide the res
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -40,3 +41,25 @@ def decide(cpus: float, gpus: float, sizes: list[int], device: str, hosts: int =
         reading = share / 9 * min(10.0, cpus / hosts)
     use_gpu = device == "cuda" or (device == "auto" and gpus >= sizes[0])
     return Resources(math.floor(share * 1000) / 1000, reading, int(use_gpu))
+
+
+def per_trial(
+    nodes: Sequence[tuple[float, float]], device: str, cpus: float | None, gpus: float | None
+) -> tuple[float, float, int]:
+    """CPUs and GPUs of a trial that trains in its own process, and how many have room at a time.
+
+    Args:
+        nodes: CPUs and GPUs of each; a trial lies on one.
+        device: of the recipe.
+        cpus, gpus: asked for; None: a GPU where there are any, with its part of the node's CPUs.
+    """
+    if gpus is None:
+        gpus = float(device != "cpu" and any(there for _, there in nodes))
+    if cpus is None:
+        parts = [own // there * min(gpus, 1.0) for own, there in nodes if there and gpus]
+        cpus = max(1.0, min(parts, default=1.0))
+    count = 0
+    for own, there in nodes:
+        room = [own / cpus, *([there / gpus] if gpus else [])]
+        count += math.floor(min(room) + 1e-9)  # ten trials have a tenth each
+    return cpus, gpus, count

@@ -230,10 +230,10 @@ def _share(recipe: Recipe, part: float) -> Resources:
     wait_for_room(trainer, sizes[0])
     total = ray.cluster_resources()
     cpus, gpus = part * total.get("CPU", 0.0), part * total.get("GPU", 0.0)
-    hosts = sum(node["Alive"] for node in ray.nodes())
+    hosts = sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes())
     if trainer.wait_minutes:  # the rest of the largest group comes on hosts not there yet
         cpus = max(cpus, sizes[-1])
-    share = decide(cpus, gpus, sizes, trainer.device, hosts)
+    share = decide(cpus, gpus, sizes, trainer.device, max(1, hosts))
     missing = ""
     if not cpus:
         missing = "a CPU is needed, and the cluster has none"

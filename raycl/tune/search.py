@@ -25,6 +25,7 @@ from raycl.errors import RayclError
 from raycl.recipe import Recipe
 from raycl.sweep import Row, read, trials
 from raycl.train.hosts import check_storage, wait_for_room
+from raycl.train.resources import per_trial
 from raycl.train.run import absolute, make_directory
 from raycl.train.signals import STOPS, in_main_thread, kept
 from raycl.train.trainer import checked
@@ -131,24 +132,22 @@ class Share:
 
 def _share(space: Space) -> Share:
     recipe, wanted = space.recipe, space.tune.share
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    use_gpu = recipe.trainer.device != "cpu" and gpus > 0
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in there]
+    cpus, gpus = map(sum, zip(*nodes, strict=True))
     workers = recipe.trainer.group_sizes[-1]
     if workers > 1 or recipe.data.decode_on == "cluster":
-        most = gpus if use_gpu else cpus
+        most = gpus if gpus and recipe.trainer.device != "cpu" else cpus
         fits = min(space.tune.concurrent or math.inf, max(1, most // workers))
         return Share({"CPU": DRIVER}, 1 / fits, 1, int(fits), True)
-    gpu = float(use_gpu) if wanted.gpus is None else wanted.gpus
-    of_gpu = cpus // gpus * min(gpu, 1.0) if gpus and gpu else 1.0
-    cpu = wanted.cpus or max(1.0, of_gpu)
-    fits = min(cpus // cpu, gpus // gpu if gpu else math.inf, space.tune.concurrent or math.inf)
-    if fits < 1:
+    cpu, gpu, room = per_trial(nodes, recipe.trainer.device, wanted.cpus, wanted.gpus)
+    if not room:
         raise RayclError(
-            f"tune.share: a trial is to have {cpu:g} CPUs and {gpu:g} GPUs, the cluster has "
-            f"{cpus:g} and {gpus:g}"
+            f"tune.share: a trial is to have {cpu:g} CPUs and {gpu:g} GPUs, and no node of the "
+            f"cluster has them; in all there are {cpus:g} and {gpus:g}"
         )
-    return Share({"CPU": cpu, "GPU": gpu}, 1.0, max(1, int(cpu)), int(fits), False)
+    fits = min(room, space.tune.concurrent or room)
+    return Share({"CPU": cpu, "GPU": gpu}, 1.0, max(1, int(cpu)), fits, False)
 
 
 def _domain(distribution: Any, searcher: str) -> Any:

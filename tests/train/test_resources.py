@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycl.train.resources import decide
+from raycl.train.resources import decide, per_trial
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16, 640])
@@ -28,3 +28,25 @@ def test_gpus() -> None:
     assert decide(16, 8, [8], "cpu").worker_gpus == 0
     assert decide(16, 0, [2], "cuda").worker_gpus == 1
     assert decide(16, 4, [1, 2, 4, 8], "auto").worker_gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([(2, 0)], ("auto", None, None), (1, 0, 2)),
+        ([(2, 0)], ("auto", 0.5, None), (0.5, 0, 4)),
+        # A node of GPUs shares out its own CPUs, whatever others have.
+        ([(48, 4), (48, 4), (64, 0)], ("auto", None, None), (12, 1, 8)),
+        ([(48, 4), (8, 2)], ("auto", None, None), (4, 1, 6)),
+        ([(48, 4)], ("auto", 14, None), (14, 1, 3)),
+        ([(48, 4)], ("cpu", None, None), (1, 0, 48)),
+        ([(16, 1)], ("cuda", None, 0.1), (1.6, 0.1, 10)),
+        ([(16, 1)], ("cuda", 60, None), (60, 1, 0)),
+    ],
+)
+def test_what_a_trial_gets_of_the_nodes(
+    nodes: list[tuple[float, float]],
+    asked: tuple[str, float | None, float | None],
+    expected: tuple[float, float, int],
+) -> None:
+    assert per_trial(nodes, *asked) == pytest.approx(expected)
