@@ -76,7 +76,7 @@ def cluster() -> Iterator[Cluster]:
              f"--dashboard-agent-listen-port={agent}", "--object-store-memory=800000000",
              "--disable-usage-stats"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": _path()},
         )  # fmt: skip
         try:
             address = f"127.0.0.1:{port}"
@@ -93,6 +93,11 @@ def cluster() -> Iterator[Cluster]:
             ray.shutdown()
             os.killpg(head.pid, signal.SIGKILL)  # the head's own children alone: its session
             head.wait(30)
+
+
+def _path() -> str:
+    """On which a node's `python` is the one that has raycl."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.fixture(scope="module", autouse=True)

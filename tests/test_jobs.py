@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,81 @@ def test_pretrain_and_evaluate_as_jobs(
 def test_a_job_with_a_mistake_fails_with_its_message(cluster: Cluster) -> None:
     with pytest.raises(AssertionError, match=r"method\.temperature: 0 was given"):
         submit(cluster, "jobs/pretrain.py", "simclr/digits", "method.temperature=0")
+
+
+def raycl_submit(
+    cluster: Cluster, folder: Path, *command: str, token: str = "", options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """`raycl submit` of a user who stands in a folder of their own."""
+    return subprocess.run(
+        [sys.executable, "-m", "raycl", "submit", *options, cluster.dashboard, *command],
+        capture_output=True, text=True, timeout=400, cwd=folder,
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or cluster.token},
+    )  # fmt: skip
+
+
+def test_a_recipe_is_submitted_followed_and_its_report_comes_back(
+    cluster: Cluster, tiny: list[str], tmp_path: Path
+) -> None:
+    """From a folder that holds a recipe, and data which stays where it is."""
+    folder, run = tmp_path / "project", tmp_path / "first"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(load("simclr/digits", tiny).to_yaml())
+    (folder / "large.beton").write_bytes(os.urandom(150 << 20))  # above what Ray takes
+    done = raycl_submit(
+        cluster, folder, "pretrain", "mine.yaml", "trainer.stop.epochs=1", "--run", str(run)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"run: {run}" in done.stdout and "epoch 1.0/1" in done.stdout
+    page = (folder / "first.html").read_text()
+    assert page == (run / "report.html").read_text() and "</html>" in page
+    mistaken = raycl_submit(
+        cluster, folder, "pretrain", "mine.yaml", "data.train=/no", "--run", "/x"
+    )
+    assert mistaken.returncode == 2 and "data.train: /no" in mistaken.stdout
+
+
+def test_what_cannot_be_submitted_is_told_before_anything_is_sent(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    command = ["pretrain", "simclr/digits"]
+    for words, message in (
+        (command, "--run: give a directory that all hosts"),
+        ([*command, "method.temperature=0", "--run", "/x"], "method.temperature: 0 was given"),
+        ([*command, "--rnu", "/x"], "No such option: --rnu"),
+        (["demo"], "demo runs here, not on a cluster"),
+    ):
+        done = raycl_submit(cluster, tmp_path, *words)
+        assert done.returncode == 2 and message in done.stderr and "job:" not in done.stderr
+    refused = raycl_submit(cluster, tmp_path, *command, "--run", "/x", token="wrong" * 8)
+    assert refused.returncode == 2 and "not to this token" in refused.stderr
+
+
+def test_a_stopped_job_leaves_a_checkpoint(
+    cluster: Cluster, tiny: list[str], tmp_path: Path
+) -> None:
+    run, environment = tmp_path / "run", {"RAY_AUTH_TOKEN": cluster.token}
+    settings = ["trainer.stop.epochs=2000", "trainer.checkpoint.every_epochs=2000"]
+    done = raycl_submit(
+        cluster, tmp_path, "pretrain", "simclr/digits", *tiny, *settings,
+        "evaluation.every_epochs=0", "--run", str(run), options=("--no-wait",),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stop = done.stderr.partition("stop: ray ")[2].split()
+    until(lambda: (run / "metrics.jsonl").is_file(), 120)
+    ray = str(Path(sys.executable).with_name("ray"))
+    stopped = subprocess.run(
+        [ray, *stop], env=os.environ | environment, capture_output=True, text=True, timeout=100
+    )
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_a_study_is_run_once_and_told_in_a_table(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import raycl
-from raycl.cli import data, tune
+from raycl.cli import cluster, data, submit, tune
 
 if TYPE_CHECKING:
     from raycl.recipe import Recipe
@@ -30,7 +30,10 @@ recipes_app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(tune.app, name="tune")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(recipes_app, name="recipes")
+# What comes after the address is the other command's.
+app.command(context_settings={"allow_interspersed_args": False})(submit.submit)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Overrides = Annotated[
@@ -107,8 +110,8 @@ def pretrain(
     else:
         loaded = recipes.load(recipe, changes)
         run = run or new_run(recipe)
-    _pretrain(loaded, run)
     typer.echo(f"run: {run}")
+    _pretrain(loaded, run)
     typer.echo(f"next: raycl evaluate {run}; raycl report {run}")
 
 

@@ -56,9 +56,9 @@ def search(
     else:
         loaded = recipes.load(recipe, overrides or [])
         place = sweep or new_run(recipe, "sweeps")
+    typer.echo(f"sweep: {place}")
     _search(loaded, place)
     _table(place)
-    typer.echo(f"sweep: {place}")
     typer.echo(f"next: raycl tune report {place}; raycl tune best {place} > best.yaml")
 
 
