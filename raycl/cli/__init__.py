@@ -40,6 +40,14 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to override.")
 ]
 
+DataArgument = Annotated[str, typer.Argument(help="Shard, directory, glob or URI.")]
+OutArgument = Annotated[str, typer.Argument(help="Directory or URI to make.")]
+Best = Annotated[bool, typer.Option("--best", help="The best checkpoint, not the newest.")]
+Actors = Annotated[
+    int | None, typer.Option(help="Actors of a GPU or core each; by default all.", min=1)
+]
+Rows = Annotated[int, typer.Option(help="Samples of a file.", min=1)]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -208,9 +216,7 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also raw pixels and the untrained encoder.")
     ] = False,
-    best: Annotated[
-        bool, typer.Option("--best", help="The best checkpoint, not the newest.")
-    ] = False,
+    best: Best = False,
     name: Annotated[
         str, typer.Option(help="Of the file in RUN: other data need not replace what is there.")
     ] = "evaluation",
@@ -264,27 +270,46 @@ def _table(rows: list[dict[str, Any]]) -> None:
 @app.command()
 def embed(
     run: RunArgument,
-    data: Annotated[str, typer.Argument(help="Shard, directory, glob or URI.")],
-    out: Annotated[str, typer.Argument(help="Directory or URI to make.")],
+    data: DataArgument,
+    out: OutArgument,
     overrides: Overrides = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="The best checkpoint, not the newest.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(help="Actors of a GPU or core each; by default all.", min=1)
-    ] = None,
-    part: Annotated[int, typer.Option(help="Samples of a file.", min=1)] = 8192,
+    best: Best = False,
+    workers: Actors = None,
+    part: Rows = 8192,
 ) -> None:
     """Write an encoder's features of a data set as Parquet. Stopped, it goes on when run again."""
+    _write(run, data, out, overrides, best=best, workers=workers, part=part, predict=False)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    data: DataArgument,
+    out: OutArgument,
+    overrides: Overrides = None,
+    best: Best = False,
+    workers: Actors = None,
+    part: Rows = 8192,
+) -> None:
+    """Write the classes that a fine-tuned classifier gives a data set, as `embed` writes features.
+
+    A row has class, probability and logits.
+    """
+    _write(run, data, out, overrides, best=best, workers=workers, part=part, predict=True)
+
+
+def _write(
+    run: Path, data: str, out: str, overrides: list[str] | None, *, predict: bool, **settings: Any
+) -> None:
     from raycl.cli.data import writing
     from raycl.train.embed import embed as write
 
-    changes = overrides or []
-    with writing("embed") as progress:
+    with writing("predict" if predict else "embed") as progress:
         done = write(
-            run, data, out, changes, best=best, workers=workers, part=part, progress=progress
+            run, data, out, overrides or [], predict=predict, progress=progress, **settings
         )
-    typer.echo(f"{out}: {done.samples} samples of {done.dim} features in {done.parts} files")
+    what = "logits" if predict else "features"
+    typer.echo(f"{out}: {done.samples} samples of {done.dim} {what} in {done.parts} files")
 
 
 @app.command()

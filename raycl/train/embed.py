@@ -1,9 +1,10 @@
-"""Features of any data set by the encoder of a run, as Parquet: a Ray Data pipeline of actors.
+"""What a run's network makes of any data set, as Parquet: a Ray Data pipeline of actors.
 
 OUT holds part-00000.parquet and so on, each of as many samples, and embedding.json, which says of
 what they are. Columns are `id` (the sample's number in the data set), `features` (a list of float32
-of one length) and every number that the data set has, `label` among them. Parts that stand there
-whole are not made again, so that the same command goes on after an interruption.
+of one length) and every number that the data set has, `label` among them. A classifier's
+predictions have `class` (its number), `probability` and `logits` (a list again) for features. Parts
+that stand there whole are not made again, so that the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ from raycl.data.loader import walk
 from raycl.data.plan import check_fields, travelling
 from raycl.data.shards import Shards
 from raycl.errors import RayclError
+from raycl.methods.base import Method
 from raycl.recipe import Recipe
 from raycl.train.evaluation import checkpoint_of, trained
 from raycl.train.memory import keep_freed_memory
 from raycl.train.run import absolute, open_data
+from raycl.train.scores import check_classes
 from raycl.train.worker import evaluation_view
 from raycl.views.image import ImageView
 from raycl.views.packing import GraphView
@@ -59,10 +62,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Work:
-    """What every actor knows. It carries the encoder, so an actor never looks for the run."""
+    """What every actor knows. It carries the network, so an actor never looks for the run.
+
+    Attributes:
+        column: features, or logits.
+    """
 
     recipe: Recipe
-    encoder: nn.Module
+    network: nn.Module
+    column: str
     view: ImageView | GraphView | str
     shards: Shards
     out: Folder
@@ -85,6 +93,7 @@ def embed(
     best: bool = False,
     workers: int | None = None,
     part: int = 8192,
+    predict: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Done:
     """Writes the features that the newest checkpoint's encoder has of every sample of `data`.
@@ -99,6 +108,7 @@ def embed(
         best: the best checkpoint by the recipe's `trainer.checkpoint.best` instead.
         workers: the most actors; each has a GPU or, where there is none, a core.
         part: samples of a file.
+        predict: the classes that the run's classifier gives the samples, instead of features.
         progress: called with the samples done and their total.
 
     Raises:
@@ -110,8 +120,11 @@ def embed(
     shards = Shards(data, cache_gb=recipe.data.cache_gb)
     view = evaluation_view(recipe)
     check_fields(shards, [view if isinstance(view, str) else view.field], data)
-    encoder = trained(recipe, open_data(recipe, "train"), saved).encoder.eval()
-    work = Work(recipe, encoder, view, shards, Folder(_place(out)), part)
+    if predict:
+        check_classes(recipe)
+    method = trained(recipe, open_data(recipe, "train"), saved).eval()
+    network, column = (Logits(method), "logits") if predict else (method.encoder, "features")
+    work = Work(recipe, network, column, view, shards, Folder(_place(out)), part)
     about = {
         "run": str(run.absolute()),
         "checkpoint": {
@@ -122,6 +135,7 @@ def embed(
         "view": view if isinstance(view, str) else view.model_dump(mode="json"),
         "data": {"place": _place(data), "samples": len(shards), "bytes": shards.bytes},
         "part": part,
+        "column": column,
         "classes": shards.classes,
     }
     _agree(work.out, about)
@@ -139,7 +153,7 @@ def embed(
             f"must see this directory under the same name"
         )
     schema = work.out.opened(_name(0), parquet.read_schema)
-    return Done(len(shards), work.parts, schema.field("features").type.list_size)
+    return Done(len(shards), work.parts, schema.field(column).type.list_size)
 
 
 def _place(path: str) -> str:
@@ -239,14 +253,26 @@ def _written(work: Work, left: Sequence[int], workers: int | None) -> Iterator[i
         yield row["part"]
 
 
+class Logits(nn.Module):
+    """A method's classifier as a network of its own."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores of the classes (N, K) of images (N, 3, H, W)."""
+        return self.method.logits(images)
+
+
 class Embedder:
-    """An actor: one encoder, and the parts that it is given."""
+    """An actor: one network, and the parts that it is given."""
 
     def __init__(self, work: ray.ObjectRef[Work]) -> None:
         keep_freed_memory()
         self.work: Work = ray.get(work)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.encoder = self.work.encoder.to(self.device)
+        self.network = self.work.network.to(self.device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for number in batch["part"].tolist():
@@ -263,7 +289,7 @@ class Embedder:
         """The rows of some samples."""
         recipe, view, shards = self.work.recipe, self.work.view, self.work.shards
         parts = [
-            self.encoder(batch if isinstance(view, GraphView) else batch["view"])
+            self.network(batch if isinstance(view, GraphView) else batch["view"])
             for batch in walk(
                 shards,
                 view,
@@ -280,9 +306,10 @@ class Embedder:
                 f"nodes does; only one row a sample can be written"
             )
         flat = pa.array(features.reshape(-1))
-        own: dict[str, Any] = {
-            "id": ids,
-            "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
-        }
+        lists = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+        own: dict[str, Any] = {"id": ids, self.work.column: lists}
+        if self.work.column == "logits":
+            sure = torch.from_numpy(features).softmax(1).max(1)
+            own |= {"class": sure.indices.numpy(), "probability": sure.values.numpy()}
         numbers = [name for name in travelling(shards, ()) if name not in own]
         return pa.table(own | {name: shards.numbers(ids, name) for name in numbers})

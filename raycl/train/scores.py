@@ -85,14 +85,27 @@ def dense(recipe: Recipe, encoder: nn.Module, train: ShardCorpus, test: ShardCor
 
 def check_classifier(recipe: Recipe, test: ShardCorpus) -> None:
     """Refuses methods that classify nothing, and test data without what they classify."""
+    _has_logits(recipe, "evaluation.protocols: 'classifier' scores a classifier that was trained")
+    require("mask" if _dense(recipe.streams) else "label", "classifier", test=test)
+
+
+def check_classes(recipe: Recipe) -> None:
+    """Refuses to predict classes of images by methods that have none of them."""
+    _has_logits(recipe, "predict: writes what a classifier says that was trained")
+    if _dense(recipe.streams):
+        raise RayclError(
+            f"predict: {recipe.method_class.__name__} classifies pixels, and only classes of "
+            "images are written"
+        )
+
+
+def _has_logits(recipe: Recipe, what: str) -> None:
     kind = recipe.method_class
     if kind.logits is Method.logits:
         raise RayclError(
-            f"evaluation.protocols: 'classifier' scores a classifier that was trained, and "
-            f"{kind.__name__} has none; fine-tune one (`raycl pretrain supervised/... "
-            f"init_from=RUN`), or score the encoder by another protocol"
+            f"{what}, and {kind.__name__} has none; fine-tune one (`raycl pretrain supervised/... "
+            "init_from=RUN`), or score or embed by the encoder"
         )
-    require("mask" if _dense(recipe.streams) else "label", "classifier", test=test)
 
 
 def _dense(streams: Mapping[str, Stream]) -> bool:

@@ -28,7 +28,7 @@ from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.train.corpus import ShardCorpus
 from raycl.train.embed import Done, embed
-from raycl.train.evaluation import checkpoint_of, trained
+from raycl.train.evaluation import checkpoint_of, evaluate, trained
 from raycl.train.run import open_data
 from raycl.train.trainer import pretrain
 from raycl.train.worker import evaluation_view
@@ -213,6 +213,30 @@ def test_what_is_missing_is_named(whole: Path, digits: Path, tmp_path: Path) -> 
         writer.write({"label": 1})
     with pytest.raises(RayclError, match=r"has no field 'image', which is read; it has: label"):
         embed(whole, str(tmp_path / "x.beton"), out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_s_predictions_are_what_evaluation_scores(
+    cluster: Cluster, digits: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    small = [*tiny, "trainer.stop.epochs=3", "optimizer.lr=0.02", "evaluation.every_epochs=0"]
+    run = pretrain(load("supervised/cifar10-small", small), tmp_path / "run")
+    out = tmp_path / "out"
+    assert embed(run, str(digits / "test"), str(out), predict=True) == Done(360, 1, 10)
+    table = rows(out)
+    assert table.column_names == ["id", "logits", "class", "probability", "label"]
+    logits = np.stack(table["logits"].to_numpy())
+    sure = torch.from_numpy(logits).softmax(1).numpy()
+    assert (table["class"].to_numpy() == logits.argmax(1)).all()
+    np.testing.assert_allclose(table["probability"].to_numpy(), sure.max(1))
+    (row,) = evaluate(run, ["evaluation.protocols=[classifier]"])["rows"]
+    right = (table["class"].to_numpy() == table["label"].to_numpy()).mean()
+    assert right == pytest.approx(row["score"]) and right > 0.2
+
+
+def test_predictions_need_a_classifier_of_images(whole: Path, digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(RayclError, match="predict: writes what a classifier says .* SimCLR has no"):
+        embed(whole, str(digits / "test"), str(tmp_path / "out"), predict=True)
     assert not (tmp_path / "out").exists()
 
 
