@@ -7,8 +7,9 @@
 the last one's end, times the trials at a time, beside the trials' own training time; and looks for
 actors and placement groups that are left. `compare` lets ASHA and random search take turns, with
 the same first values, and tells the best score after every quarter of the epochs that both have
-trained. An epoch costs the same in every trial, so other work on the machine changes nothing;
-called again, it goes on.
+trained; and what the trials of random search say of each field, those of all rounds together. An
+epoch costs the same in every trial, so other work on the machine changes nothing; called again, it
+goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util.state import list_actors, list_placement_groups
 from rich.console import Console
@@ -29,6 +31,7 @@ from rich.table import Table
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.report.machine import write_figures
+from raycl.report.sweep_statistics import Field, importance, trend
 from raycl.sweep import read, settings_of, trials
 from raycl.tune.search import search
 
@@ -78,6 +81,25 @@ def compare(recipe: str, changes: list[str], place: Path, samples: int) -> dict[
     }
 
 
+def learned(places: list[Path]) -> tuple[float, dict[str, tuple[float, float, str]]]:
+    """R² of trials that were left out; importance, its deviation and the best value of a field.
+
+    Args:
+        places: sweeps over the same fields, none of which depends on another, in whole trials.
+    """
+    tune = settings_of(places[0])
+    every = [row for place in places for row in trials(read(place), tune, "search")]
+    rows = [row for row in every if row.measured]
+    scores = [row.score(tune.metric) for row in rows]
+    values = {name: [row.values[name] for row in rows] for name in tune.search}
+    fields = [Field.of(name, tune.search[name], values[name]) for name in values]
+    x = np.array([[field.at(row) for field in fields] for row in rows])
+    r2, means, spreads = importance(x, np.array(scores))
+    verdicts = [trend(field, values[field.name], scores, tune.mode).verdict for field in fields]
+    found = zip(means.tolist(), spreads.tolist(), verdicts, strict=True)
+    return r2, dict(zip(values, found, strict=True))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("overhead", "compare"))
@@ -111,6 +133,11 @@ def main() -> int:
                 cells.append(f"{statistics.fmean(values):.3f}{spread}")
             table.add_row(name, *cells)
         Console(width=120).print(table)
+        r2, fields = learned([out / f"round-{seed}" / "none" for seed in range(arguments.rounds)])
+        print(f"R² of trials left out: {r2:.2f}")
+        for name, (mean, deviation, verdict) in fields.items():
+            print(f"{name}: importance {mean:.2f} ± {deviation:.2f}, {verdict}")
+        figures["fields"] = fields
     if arguments.json:
         write_figures(arguments.json, figures, ["raycl", "torch", "ray"])
     return 0
