@@ -72,7 +72,7 @@ def configuration(address: str) -> str:
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """Of a driver on such a cluster: `ray up` brings autoscaler v1 along, KubeRay v2."""
+    """Of a driver on such a cluster, by both autoscalers of Ray."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         # Its nodes find the head by the machine's own address only.
