@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raycl.recipe import load
+from tests.cluster.conftest import until
 from tests.conftest import ROOT, Cluster
 
 
@@ -108,20 +107,13 @@ def test_a_stopped_job_leaves_a_checkpoint(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stop = done.stderr.partition("stop: ray ")[2].split()
-    until(lambda: (run / "metrics.jsonl").is_file(), 120)
+    until(lambda: (run / "metrics.jsonl").is_file(), 120, "nothing is trained")
     ray = str(Path(sys.executable).with_name("ray"))
     stopped = subprocess.run(
         [ray, *stop], env=os.environ | environment, capture_output=True, text=True, timeout=100
     )
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert len(list((run / "checkpoints").iterdir())) == 1
-
-
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_study_is_run_once_and_told_in_a_table(

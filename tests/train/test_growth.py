@@ -12,14 +12,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
 
+from tests.cluster.conftest import until
 from tests.conftest import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -110,17 +110,10 @@ def nodes(environment: dict[str, str]) -> list[float]:
     return sorted(json.loads(done.stdout)) if done.returncode == 0 else []
 
 
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(1)
-
-
 def test_a_cluster_grows_for_a_run_and_shrinks_after_it(
     environment: dict[str, str], tiny: list[str], tmp_path: Path
 ) -> None:
-    until(lambda: nodes(environment) == [0.0], 90)
+    until(lambda: nodes(environment) == [0.0], 90, "the head is not there")
     settings = ["trainer.workers=2", "trainer.device=cpu", "evaluation.every_epochs=0"]
     command = [sys.executable, "-m", "raycl", "pretrain", "simclr/digits", *tiny, *settings]
     refused = subprocess.run(
@@ -137,4 +130,4 @@ def test_a_cluster_grows_for_a_run_and_shrinks_after_it(
     assert done.returncode == 0, done.stderr
     assert "waiting up to 3 minutes for room for 2 workers of a CPU each" in done.stderr
     assert (tmp_path / "run" / "encoder.safetensors").is_file()
-    until(lambda: nodes(environment) == [0.0], 120)
+    until(lambda: nodes(environment) == [0.0], 120, "idle nodes stay")
