@@ -31,7 +31,11 @@ cd {folder}
 mount --bind users /etc/passwd
 mount --bind passwords /etc/shadow
 mount --bind {name} home
+mkdir {name}-root
+mount --bind {root} {name}-root
 mount -t tmpfs tmpfs /tmp
+mkdir -p {root}
+mount --move {name}-root {root}
 mount -t tmpfs tmpfs /run
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 hostname {name}
@@ -47,8 +51,9 @@ def missing() -> str:
     found = [name for name in tools if not shutil.which(name, path=PATH)]
     if os.geteuid():
         found.append("root")
-    if any(Path(path).is_relative_to("/tmp") for path in (ROOT, sys.prefix)):
-        found.append("a checkout outside of /tmp, which is another one on each host")
+    prefix = Path(sys.prefix)
+    if prefix.is_relative_to("/tmp") and not prefix.is_relative_to(ROOT):
+        found.append("a Python outside of /tmp, which is another one on each host")
     return ", ".join(found)
 
 
@@ -80,7 +85,7 @@ class Machines:
                 started = subprocess.Popen(
                     ["ip", "netns", "exec", name, "unshare", "--pid", "--mount", "--uts", "--fork",
                      "--kill-child", "--mount-proc", "sh", "-c",
-                     BOOT.format(folder=self.folder, name=name)],
+                     BOOT.format(folder=self.folder, name=name, root=ROOT)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                     env={"PATH": PATH},
                 )  # fmt: skip
