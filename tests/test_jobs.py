@@ -48,6 +48,15 @@ def test_a_job_with_a_mistake_fails_with_its_message(cluster: Cluster) -> None:
         submit(cluster, "jobs/pretrain.py", "simclr/digits", "method.temperature=0")
 
 
+@pytest.mark.parametrize("name", ["pretrain", "tune", "evaluate", "embed", "predict", "convert"])
+def test_a_job_is_the_command_of_its_name(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, f"jobs/{name}.py", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and f" {name} [OPTIONS]" in done.stdout.splitlines()[0]
+
+
 def raycl_submit(
     cluster: Cluster, folder: Path, *command: str, token: str = "", options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
@@ -83,11 +92,14 @@ def test_a_recipe_is_submitted_followed_and_its_report_comes_back(
 def test_what_cannot_be_submitted_is_told_before_anything_is_sent(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    command = ["pretrain", "simclr/digits"]
+    command, recipe = ["pretrain", "simclr/digits"], tmp_path / "mine.yaml"
+    recipe.write_text("method: {name: simclr}")
     for words, message in (
         (command, "--run: give a directory that all hosts"),
         ([*command, "method.temperature=0", "--run", "/x"], "method.temperature: 0 was given"),
         ([*command, "--rnu", "/x"], "No such option: --rnu"),
+        (["pretrain"], "RECIPE is missing"),
+        ([*command[:1], str(recipe), "--run", "/x"], "mine.yaml: give it relative to this"),
         (["demo"], "demo runs here, not on a cluster"),
     ):
         done = raycl_submit(cluster, tmp_path, *words)

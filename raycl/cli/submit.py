@@ -76,19 +76,20 @@ def _checked(context: typer.Context, words: list[str]) -> str | None:
         )
     parsed = command.make_context(name, [*rest], parent=parsed)
     given = parsed.params
-    if given.get("resume") is not None:
-        return str(given["resume"])
-    if given.get("recipe") is not None:
-        path = Path(given["recipe"])
-        if path.is_absolute() and path.is_file():
-            raise RayclError(f"{path}: give it relative to this directory, which is uploaded")
-        recipes.load(given["recipe"], given["overrides"] or [])
     if name not in PLACES:
         return None
-    option = PLACES[name]
-    if given.get("recipe") is not None and given[option] is None:
+    if given["resume"] is not None:
+        return str(given["resume"])
+    if given["recipe"] is None:
+        raise RayclError("RECIPE is missing; `raycl recipes` lists the packaged ones")
+    path, place = Path(given["recipe"]), given[PLACES[name]]
+    if path.is_absolute() and path.is_file():
+        raise RayclError(f"{path}: give it relative to this directory, which is uploaded")
+    if path.exists() or not path.is_absolute():  # a run of the cluster is known there alone
+        recipes.load(given["recipe"], given["overrides"] or [])
+    if place is None:
         raise RayclError(
-            f"--{option}: give a directory that all hosts of the cluster share, or any with "
-            f"trainer.storage=s3://..."
+            f"--{PLACES[name]}: give a directory that all hosts of the cluster share, or any with "
+            "trainer.storage=s3://..."
         )
-    return None if given[option] is None else str(given[option])
+    return str(place)
