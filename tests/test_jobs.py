@@ -104,6 +104,12 @@ def test_what_cannot_be_submitted_is_told_before_anything_is_sent(
     ):
         done = raycl_submit(cluster, tmp_path, *words)
         assert done.returncode == 2 and message in done.stderr and "job:" not in done.stderr
+    (tmp_path / "photos").mkdir()
+    with (tmp_path / "photos" / "all.tar").open("wb") as photos:
+        photos.truncate(150 << 20)
+    large = raycl_submit(cluster, tmp_path, *command, "--run", "/x")
+    assert large.returncode == 2 and "photos/all.tar (150 MiB)" in large.stderr
+    (tmp_path / ".rayignore").write_text("photos\n")
     refused = raycl_submit(cluster, tmp_path, *command, "--run", "/x", token="wrong" * 8)
     assert refused.returncode == 2 and "not to this token" in refused.stderr
 

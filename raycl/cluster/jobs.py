@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import logging
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from raycl.errors import RayclError
 EXCLUDES = ["runs/", "sweeps/", "*.beton", "*.safetensors", "*.ckpt", "*.pt"]
 # `ray job stop` kills what is left after so many seconds: a last checkpoint may take 20 of them.
 STOPPING = 30
+UPLOAD = 100 << 20  # bytes that a job server takes at most, zipped
 BEGIN = "raycl report: "
 
 
@@ -28,13 +30,14 @@ class Jobs:
         install: a requirements.txt of what the cluster's image lacks.
 
     Raises:
-        RayclError: the server does not answer, or refuses.
+        RayclError: the folder is too large, or the server does not answer, or refuses.
     """
 
     def __init__(self, address: str, folder: Path, install: Path | None = None) -> None:
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 
+        _check_size(folder)
         self.address, self.folder = address, folder
         self.environment: dict[str, Any] = {
             "working_dir": str(folder),
@@ -52,6 +55,7 @@ class Jobs:
                 "`ray dashboard CLUSTER.yaml` opens a tunnel to http://127.0.0.1:8265, and the "
                 "cluster's token belongs into ~/.ray/auth_token"
             ) from error
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every ignored file
 
     def submit(self, words: list[str]) -> str:
         """Starts `raycl WORDS` on the head and returns the job's id."""
@@ -91,3 +95,28 @@ class Jobs:
         if status or not found:
             raise RayclError(f"{place}: no report was made there; `ray job logs {job}` tells why")
         return gzip.decompress(base64.b64decode(found[-1].removeprefix(BEGIN)))
+
+
+def _check_size(folder: Path) -> None:
+    """Refuses what no job server takes, before it is zipped: that can take minutes."""
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    found: dict[str, int] = {}
+
+    def add(path: Path) -> None:
+        if path.is_file() and not path.is_symlink():
+            found[str(path.relative_to(folder))] = path.stat().st_size
+
+    names = [*ray_constants.get_runtime_env_default_excludes(), *EXCLUDES]
+    silent = logging.getLogger(f"{__name__}.ignored")
+    packaging._dir_travel(folder, [packaging._get_excludes(folder, names)], add, True, silent)
+    total = sum(found.values())
+    if total > UPLOAD:
+        largest = sorted(found, key=found.__getitem__, reverse=True)[:3]
+        shown = ", ".join(f"{name} ({found[name] / 2**20:.0f} MiB)" for name in largest)
+        raise RayclError(
+            f"{folder}: {total / 2**20:,.0f} MiB would be uploaded, and a job server takes "
+            f"{UPLOAD >> 20}; name what the job does not need in .rayignore, or stand in another "
+            f"folder. The largest: {shown}"
+        )
