@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import subprocess
@@ -33,6 +32,7 @@ from raycl.cluster.placement import (
 from raycl.cluster.words import lines
 from raycl.errors import RayclError
 from tests.conftest import ROOT, Cluster
+from tests.test_cluster_files import changed
 
 CLUSTER = ROOT / "cluster"
 AWS, ONPREM, KUBERAY = CLUSTER / "aws.yaml", CLUSTER / "onprem.yaml", CLUSTER / "kuberay"
@@ -53,15 +53,9 @@ def said(answer: Answer) -> str:
 
 def edited(folder: Path, file: Path, changes: dict[tuple[Any, ...], Any]) -> Path:
     """A copy of a file with other values at some paths; `...` as the value leaves a field out."""
-    config = copy.deepcopy(yaml.safe_load(file.read_text()))
+    config = yaml.safe_load(file.read_text())
     for path, value in changes.items():
-        at = config
-        for key in path[:-1]:
-            at = at[key]
-        if value is ...:
-            del at[path[-1]]
-        else:
-            at[path[-1]] = value
+        config = changed(config, path, value)
     copied = folder / file.name
     copied.write_text(yaml.safe_dump(config, sort_keys=False))
     return copied
