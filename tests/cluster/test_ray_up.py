@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from raycl.sweep import read, settings_of, trials
 from tests.cluster.conftest import until
 from tests.cluster.machines import Machines, missing
 from tests.conftest import ROOT
@@ -105,6 +106,14 @@ def cluster() -> Iterator[Cluster]:
             machines.hosts.close()
 
 
+@pytest.fixture(scope="module")
+def data(cluster: Cluster, digits: Path) -> list[str]:
+    """The digits where all hosts see them."""
+    place = cluster.machines.folder / "digits"
+    shutil.copytree(digits, place)
+    return [f"data.train={place / 'train'}", f"data.test={place / 'test'}"]
+
+
 def test_hosts_are_labelled_and_the_head_has_no_room(cluster: Cluster) -> None:
     found = {node["node_ip"]: node for node in cluster.nodes()}
     address = cluster.machines.address
@@ -132,10 +141,9 @@ def test_the_dashboard_is_the_heads_alone(cluster: Cluster) -> None:
     assert not any(reached(host, head) for host in (*HOSTS, USER))
 
 
-def test_a_job_trains_on_both_workers(cluster: Cluster, digits: Path, tiny: list[str]) -> None:
-    data, run = cluster.machines.folder / "digits", cluster.machines.folder / "run"
-    shutil.copytree(digits, data)  # to where all hosts see it
-    changes = [*tiny, f"data.train={data / 'train'}", f"data.test={data / 'test'}"]
+def test_a_job_trains_on_both_workers(cluster: Cluster, data: list[str], tiny: list[str]) -> None:
+    run = cluster.machines.folder / "run"
+    changes = [*tiny, *data]
     begin = time.monotonic()
     printed = cluster.ray(
         "job", "submit", "--address", DASHBOARD, "--working-dir", ".", "--", "python",
@@ -151,6 +159,24 @@ def test_a_job_trains_on_both_workers(cluster: Cluster, digits: Path, tiny: list
     assert "JobSupervisor" in head and "RayTrainWorker" not in head
     assert not any(name.startswith(("Read", "MapBatches")) for name in head)
     assert any(name.startswith("Read") for name in workers[0] | workers[1])
+
+
+def test_a_sweep_is_submitted_and_its_page_comes_back(
+    cluster: Cluster, data: list[str], tiny: list[str]
+) -> None:
+    sweep, page = cluster.machines.folder / "sweep", cluster.machines.folder / "page.html"
+    begin = time.monotonic()
+    done = cluster.machines.run(
+        USER, "raycl", "submit", "--report", page, DASHBOARD, "tune", "simclr/cifar10-sweep",
+        *tiny, *data, "trainer.stop.epochs=3", "tune.samples=8", "tune.repeats.top=1",
+        "tune.repeats.seeds=1", "--sweep", sweep, seconds=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"\nsweep done after {time.monotonic() - begin:.0f} s")
+    rows = trials(read(sweep), settings_of(sweep), "search")
+    assert len(rows) == 8 and {row.how for row in rows} <= {"finished", "stopped"}
+    assert "<svg" in page.read_text()
+    assert all("Trial" in " ".join(cluster.worked(host)) for host in WORKERS)
 
 
 def test_a_stopped_job_has_time_to_save(cluster: Cluster) -> None:
