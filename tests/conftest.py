@@ -67,7 +67,7 @@ def cluster() -> Iterator[Cluster]:
     """
     import ray
 
-    port, dashboard, agent = _free_port(), _free_port(), _free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         head = subprocess.Popen(
             [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
@@ -113,7 +113,7 @@ def _cores_are_free_again() -> Iterator[None]:
             time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
