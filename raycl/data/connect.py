@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+
+from raycl.errors import RayclError
+
+PATIENCE = 30  # seconds for a head that is only just started
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +28,9 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
     Args:
         address: of a cluster; None: that of the submitted job this runs in, or a local Ray.
         local: settings of `ray.init` for a local Ray.
+
+    Raises:
+        RayclError: nothing listens at the address.
     """
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -29,6 +38,8 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
         yield False
         return
     asked = address or os.environ.get("RAY_ADDRESS")
+    if asked:
+        _reach(asked)
     context = ray.init(
         address=asked or "local",
         logging_level=logging.ERROR,
@@ -41,3 +52,21 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
         yield not asked
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray itself would try an address for many minutes, and tell of it in its own terms."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:  # auto
+        return
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) or time.monotonic() > until:
+                raise RayclError(
+                    f"Ray's address {address}: nothing answers there ({error}); give HOST:PORT of "
+                    "a head, as `ray start --head` prints it, or auto on a node of the cluster"
+                ) from None
+            time.sleep(1)
