@@ -10,9 +10,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pyarrow.dataset
 import pytest
 import yaml
 
+from raycl.data.shards import Shards
 from raycl.recipe import load
 from tests.cluster.conftest import until
 from tests.conftest import ROOT, Cluster
@@ -30,17 +32,23 @@ def submit(cluster: Cluster, *entrypoint: str) -> str:
     return done.stdout
 
 
-def test_pretrain_and_evaluate_as_jobs(
+def test_from_training_to_predictions_as_jobs(
     cluster: Cluster, digits: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    changes = [*tiny, "trainer.stop.epochs=1", "trainer.workers=2"]
-    printed = submit(cluster, "jobs/pretrain.py", "simclr/digits", "--run", str(run), *changes)
+    run, test = tmp_path / "run", str(digits / "test")
+    recipe = ["supervised/cifar10-small", *tiny, "trainer.stop.epochs=1", "trainer.workers=2"]
+    printed = submit(cluster, "jobs/pretrain.py", *recipe, "--run", str(run))
     assert f"run: {run}" in printed and "succeeded" in printed
     assert (run / "encoder.safetensors").is_file()
     submit(cluster, "jobs/evaluate.py", str(run), "--protocol", "knn")
     (row,) = json.loads((run / "evaluation.json").read_text())["rows"][:1]
     assert row["protocol"] == "knn" and row["score"] > 0.1
+    for name in ("embed", "predict"):
+        submit(cluster, f"jobs/{name}.py", str(run), test, str(tmp_path / name))
+        assert pyarrow.dataset.dataset(tmp_path / name, format="parquet").count_rows() == 360
+    small = tmp_path / "small"
+    submit(cluster, "jobs/convert.py", test, str(small), "--max-resolution", "4")
+    assert Shards(small).read(0)["image"].shape == (4, 4, 3)
 
 
 def test_a_job_with_a_mistake_fails_with_its_message(cluster: Cluster) -> None:

@@ -1,6 +1,6 @@
 """What a run's network makes of any data set, as Parquet: a Ray Data pipeline of actors.
 
-OUT holds part-00000.parquet and so on, each of as many samples, and embedding.json, which says of
+OUT holds part-00000.parquet and so on, each of as many samples, and _embedding.json, which says of
 what they are. Columns are `id` (the sample's number in the data set), `features` (a list of float32
 of one length) and every number that the data set has, `label` among them. A classifier's
 predictions have `class` (its number), `probability` and `logits` (a list again) for features. Parts
@@ -47,7 +47,7 @@ from raycl.train.worker import evaluation_view
 from raycl.views.image import ImageView
 from raycl.views.packing import GraphView
 
-ABOUT = "embedding.json"
+ABOUT = "_embedding.json"
 AT_ONCE = 8  # files whose ends are read at the same time
 
 

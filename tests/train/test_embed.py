@@ -180,22 +180,22 @@ def test_another_order_in_the_same_place_is_refused(
         ((str(digits / "train"), where), {"part": PART}, "another data "),
         ((str(digits / "test"), where), {"part": 99}, "another part "),
         ((str(digits / "test"), where, ["evaluation.size=24"]), {"part": PART}, "another view "),
-        ((str(digits / "test"), str(whole)), {}, r"is not empty, and holds no embedding\.json"),
+        ((str(digits / "test"), str(whole)), {}, r"is not empty, and holds no _embedding\.json"),
         ((str(digits / "test"), str(whole / "recipe.yaml")), {}, "cannot be written"),
     ):
         with pytest.raises(RayclError, match=told):
             embed(whole, *arguments, **settings)  # type: ignore[arg-type]
-    (tmp_path / "embedding.json").write_text("{")
-    with pytest.raises(RayclError, match=r"its embedding\.json is damaged"):
+    (tmp_path / "_embedding.json").write_text("{")
+    with pytest.raises(RayclError, match=r"its _embedding\.json is damaged"):
         embed(whole, str(digits / "test"), str(tmp_path))
 
 
 def test_other_weights_in_the_same_run_are_another_checkpoint(
     done: Path, whole: Path, digits: Path, tmp_path: Path
 ) -> None:
-    about = json.loads((done / "embedding.json").read_text())
+    about = json.loads((done / "_embedding.json").read_text())
     about["checkpoint"]["sha256"] = "0" * 64
-    (tmp_path / "embedding.json").write_text(json.dumps(about))
+    (tmp_path / "_embedding.json").write_text(json.dumps(about))
     with pytest.raises(RayclError, match="begun with another checkpoint "):
         embed(whole, str(digits / "test"), str(tmp_path), part=PART)
 
@@ -266,14 +266,14 @@ def test_features_go_to_a_bucket(
 ) -> None:
     """By the script for jobs and a Ray that has the credentials; a part lies there cut off."""
     bucket.put("features/part-00001.parquet", b"PAR1 and no more")
-    bucket.put("features/embedding.json", (done / "embedding.json").read_bytes())
+    bucket.put("features/_embedding.json", (done / "_embedding.json").read_bytes())
     uri = bucket.uri("features")
     job = str(ROOT / "jobs" / "embed.py")
     process = started(job, str(whole), str(digits / "test"), uri, "--part", str(PART))
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     folder = Folder(uri)
-    assert folder.names() == ["embedding.json", *(f"part-0000{i}.parquet" for i in range(4))]
+    assert folder.names() == ["_embedding.json", *(f"part-0000{i}.parquet" for i in range(4))]
     tables = [folder.opened(name, parquet.read_table) for name in folder.names()[1:]]
     assert pa.concat_tables(tables).equals(rows(done))
 

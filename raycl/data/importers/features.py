@@ -27,7 +27,7 @@ from raycl.data.importers import Item, Split, npz, stamp
 from raycl.errors import RayclError
 
 ROWS = {"train": ("trainval_loc",), "test": ("test_seen_loc", "test_unseen_loc")}
-EMBEDDED = "embedding.json"
+EMBEDDED = "_embedding.json"
 HELD_OUT = 5  # every so many samples of a seen class are for testing
 _NAMES = ("att_splits.mat", "sent_splits.mat")
 

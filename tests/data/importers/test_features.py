@@ -119,7 +119,7 @@ def embedded(folder: Path, classes: list[str] | None = None, columns: tuple[str,
     """As `raycl embed` leaves it: 24 samples of red, green and blue in turn, in files of ten."""
     folder.mkdir()
     about = {"data": {"place": "/photos", "samples": 24}, "classes": classes}
-    (folder / "embedding.json").write_text(json.dumps(about))
+    (folder / "_embedding.json").write_text(json.dumps(about))
     ids = np.arange(24)
     features = np.repeat(ids, 6).astype(np.float32)
     rows: dict[str, Any] = {
