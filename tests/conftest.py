@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +69,14 @@ def cluster() -> Iterator[Cluster]:
     import ray
 
     port, dashboard, agent = free_port(), free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        head = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
-             "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
-             "--num-gpus=0", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
-             f"--dashboard-agent-listen-port={agent}", "--object-store-memory=800000000",
-             "--disable-usage-stats"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": _path()},
-        )  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,
+        head(
+            folder, port, "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}",
+            "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+            "--object-store-memory=800000000",
+        ) as process,
+    ):  # fmt: skip
         try:
             address = f"127.0.0.1:{port}"
             for attempt in range(10):
@@ -85,14 +84,30 @@ def cluster() -> Iterator[Cluster]:
                     ray.init(address, log_to_driver=False, logging_level="ERROR")
                     break
                 except Exception:
-                    if attempt == 9 or head.poll() is not None:
+                    if attempt == 9 or process.poll() is not None:
                         raise
                     time.sleep(1)
             yield Cluster(address, f"http://127.0.0.1:{dashboard}", os.environ["RAY_AUTH_TOKEN"])
         finally:
             ray.shutdown()
-            os.killpg(head.pid, signal.SIGKILL)  # the head's own children alone: its session
-            head.wait(30)
+
+
+@contextmanager
+def head(
+    folder: str, port: int, *options: str, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A head that keeps its state in a folder; the block's end ends its own processes alone."""
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
+         f"--temp-dir={folder}", "--num-gpus=0", "--disable-usage-stats", *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": _path()} | environment,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # a session, in which are its children
+        process.wait(30)
 
 
 def _path() -> str:

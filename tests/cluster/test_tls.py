@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.conftest import free_port
+from tests.conftest import free_port, head
 
-RAY = str(Path(sys.executable).with_name("ray"))
 CONNECT = "import ray; ray.init(logging_level='ERROR'); print(len(ray.nodes()))"
 
 
@@ -38,18 +36,9 @@ def encrypted() -> Iterator[dict[str, str]]:
             "RAY_TLS_CA_CERT": certificate,
         }  # fmt: skip
         port = free_port()
-        head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", f"--port={port}",
-             "--num-cpus=2", "--num-gpus=0", f"--temp-dir={folder}", "--include-dashboard=false",
-             "--object-store-memory=200000000", "--disable-usage-stats"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | tls,
-        )  # fmt: skip
-        try:
+        options = ("--num-cpus=2", "--include-dashboard=false", "--object-store-memory=200000000")
+        with head(folder, port, *options, **tls):
             yield os.environ | tls | {"RAY_ADDRESS": f"{address}:{port}"}
-        finally:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait(30)
 
 
 def test_a_run_of_two_workers_on_an_encrypted_cluster(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,8 @@ import ray
 import yaml
 
 from tests.cluster.conftest import until
-from tests.conftest import ROOT
+from tests.conftest import free_port, head
 
-RAY = str(Path(sys.executable).with_name("ray"))
 # What the fake provider calls the head; the autoscaler would take it for a stranger otherwise.
 HEAD = "f" * 51 + "00000"
 # By its class: the wheel lacks a file that its short name needs.
@@ -73,33 +70,24 @@ def configuration(address: str) -> str:
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """Of a driver on such a cluster, by both autoscalers of Ray."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        # Its nodes find the head by the machine's own address only.
-        address = f"{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
+    port = free_port()
+    # Its nodes find the head by the machine's own address only.
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    settings = {
+        "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD, "RAY_CLOUD_INSTANCE_ID": HEAD,
+        "RAY_enable_autoscaler_v2": str(int(request.param == "v2")),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         config = Path(folder) / "cluster.yaml"
         config.write_text(configuration(address))
-        settings = os.environ | {
-            "PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD, "RAY_CLOUD_INSTANCE_ID": HEAD,
-            "RAY_enable_autoscaler_v2": str(int(request.param == "v2")),
-        }  # fmt: skip
-        head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", f"--port={address.partition(':')[2]}",
-             "--num-cpus=0", "--num-gpus=0",
-             f"--autoscaling-config={config}", f"--temp-dir={folder}", "--include-dashboard=false",
-             "--object-store-memory=200000000", "--disable-usage-stats"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=settings,
-        )  # fmt: skip
-        try:
+        with head(
+            folder, port, "--num-cpus=0", f"--autoscaling-config={config}",
+            "--include-dashboard=false", "--object-store-memory=200000000", **settings,
+        ):  # fmt: skip
             yield os.environ | {"RAY_ADDRESS": address}
-        finally:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait(30)
 
 
 def nodes(environment: dict[str, str]) -> list[float]:
