@@ -36,10 +36,10 @@ lint: .venv/.packages
 types: .venv/.packages
 	$(BIN)/mypy
 
-# Two at a time, each with a cluster of its own: half of their time they wait for Ray. Of the tests
+# Three at a time, each with a cluster of its own: half of their time they wait for Ray. Of the tests
 # on several hosts only `ray up`; the others are `make hosts`.
 pytest: .venv/.packages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		--ignore=tests/cluster/test_hosts.py --ignore=tests/cluster/test_signals.py --durations=25
 
 # Needs root, iproute2, sshd and rsync: hosts are namespaces. Takes some minutes.

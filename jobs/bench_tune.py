@@ -31,7 +31,7 @@ from rich.table import Table
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.report.machine import write_figures
-from raycl.report.sweep_statistics import Field, importance, trend
+from raycl.report.sweep_statistics import Field, importance, trends
 from raycl.sweep import read, settings_of, trials
 from raycl.tune.search import search
 
@@ -95,7 +95,8 @@ def learned(places: list[Path]) -> tuple[float, dict[str, tuple[float, float, st
     fields = [Field.of(name, tune.search[name], values[name]) for name in values]
     x = np.array([[field.at(row) for field in fields] for row in rows])
     r2, means, spreads = importance(x, np.array(scores))
-    verdicts = [trend(field, values[field.name], scores, tune.mode).verdict for field in fields]
+    curves = trends(fields, x, np.array(scores), tune.mode)
+    verdicts = [curves[name].verdict if name in curves else "no numbers" for name in values]
     found = zip(means.tolist(), spreads.tolist(), verdicts, strict=True)
     return r2, dict(zip(values, found, strict=True))
 

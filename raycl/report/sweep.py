@@ -30,7 +30,7 @@ from raycl.report.sweep_statistics import (
     rank_correlation,
     shortened,
     text,
-    trend,
+    trends,
 )
 from raycl.space import Tune
 from raycl.sweep import Event, Row, best_recipe, read, settings_of, trials, winner
@@ -238,11 +238,16 @@ def _comparable(sweep: Sweep) -> tuple[list[Row], np.ndarray, str]:
     return rows, scores, note
 
 
+def _places(sweep: Sweep, rows: list[Row]) -> np.ndarray:
+    """(N, D), of the trials' values on the fields' axes; NaN where a field does not count."""
+    return np.array([[field.at(row) for field in sweep.fields] for row in rows])
+
+
 def _importance(sweep: Sweep) -> str:
     rows, scores, note = _comparable(sweep)
     if len(rows) < FOREST:
         raise Missing(f"Importances need {FOREST} measured trials; there are {len(rows)}.")
-    x = np.array([[field.at(row) for field in sweep.fields] for row in rows])
+    x = _places(sweep, rows)
     # To a tree a value that does not count is one off the axis.
     r2, mean, deviation = importance(np.nan_to_num(x, nan=-1.0), scores)
     order = np.argsort(-mean, kind="stable")
@@ -263,14 +268,15 @@ def _importance(sweep: Sweep) -> str:
 
 def _responses(sweep: Sweep) -> str:
     rows, scores, note = _comparable(sweep)
+    enough = len(rows) >= CURVE
+    found = trends(sweep.fields, _places(sweep, rows), scores, sweep.tune.mode) if enough else {}
     shown = ""
     for index, field in enumerate(sweep.fields):
         having = [i for i, row in enumerate(rows) if field.name in row.values]
         if not (field.numeric and having):
             continue
         x, y = [rows[i].values[field.name] for i in having], scores[having].tolist()
-        enough = len(x) >= CURVE and len(set(x)) > 2 and len(set(y)) > 1
-        fitted = trend(field, x, y, sweep.tune.mode) if enough else None
+        fitted = found.get(field.name) if len(x) >= CURVE else None
         words = fitted.verdict if fitted else "too few trials for a curve"
         shown += (
             '<figure style="max-width: 30rem">\n'
@@ -280,10 +286,11 @@ def _responses(sweep: Sweep) -> str:
     if not shown:
         raise Missing("No field with a range of numbers is searched.")
     return f'<div class="curves">\n{shown}\n</div>\n' + _note(
-        "A dot a trial; the other fields are as they fell. The curve is the mean of Gaussian "
-        "processes (over the logarithm, where the axis is logarithmic), the band holds 95 % of "
-        "them, the numbers in brackets 80 % of their optima; undecided is a field where these "
-        "take up more than half of the range, or less than "
+        "A dot a trial; the other fields are as they fell. The curve is what the field does by "
+        "itself, in a sum of Gaussian processes over all fields (over the logarithm, where the "
+        "axis is logarithmic): the mean of likely ones, whose band holds 95 % of them, the numbers "
+        "in brackets 80 % of their optima; undecided is a field where these take up more than half "
+        "of the range, or less than "
         f"{100 * CERTAIN:.0f} % agree whether they are inside it. {note}"
     )
 

@@ -13,9 +13,13 @@ from raycl.space import Distribution
 from raycl.sweep import Row
 
 SPLITS, TREES, SHUFFLES = 20, 20, 5  # of the forests
-DRAWS = 1000  # likely curves
-LENGTHS = (0.2, 0.4, 0.8, 1.6)  # over which a curve bends, of a field's range
-NOISES = np.geomspace(1e-3, 30, 8)  # variance of scores, of the curve's
+MOST = 150  # trials that curves are made of; the time grows with the cube of them
+# Of Metropolis's algorithm: rounds before the first draw, rounds, and curves of each of them.
+WARM, DRAWS, EACH = 100, 400, 3
+# Variance of a field's effect, of the scores', and the length over which it bends, of its range.
+LIKELY = np.array([(1e-2, 0.2), (10.0, 1.6)])  # from, to
+FAR = 1e3  # between values that have nothing in common
+NOISE = (1e-3, 1.0)  # variance of what no field explains
 CERTAIN = 0.8  # share of them that must agree on where the best value lies
 RESAMPLES = 1000
 
@@ -114,43 +118,88 @@ class Trend:
         return "best value undecided"
 
 
-def trend(field: Field, values: Sequence[float], scores: Sequence[float], mode: str) -> Trend:
-    """Gaussian processes over the number or its logarithm (Rasmussen & Williams 2006, chapter 2).
+def trends(
+    fields: Sequence[Field], x: np.ndarray, scores: np.ndarray, mode: str
+) -> dict[str, Trend]:
+    """What each field does by itself: scores as a sum of Gaussian processes, one of each field.
 
-    Their kernel is a constant and Matern's of 5/2; its length and the noise are drawn as well, as
-    likely as the scores make them.
+    As Duvenaud, Nickisch and Rasmussen (2011) have it, without their products: what other fields do
+    is no noise in a field's curve, but neither is it in it what two do together. Kernels are
+    Matern's of 5/2 over a number or its logarithm, and equality of choices; how much a field does,
+    over which length, and the noise are drawn by Metropolis's algorithm from all that are likely.
 
     Args:
-        values, scores: (N,), N >= 6; the scores differ.
+        x: (N, D) places of the fields' values, NaN where one does not count; N >= 6;
+            of more than 150 some are left out.
+        scores: (N,), not all the same.
         mode: max or min, of the scores.
+
+    Returns:
+        Of the fields with a range of numbers of which three occur at least.
     """
+    from scipy.linalg import solve_triangular
 
-    def kernel(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:
-        r = np.sqrt(5) * np.abs(a[:, None] - b) / length
-        return 1 + (1 + r + r**2 / 3) * np.exp(-r)
-
-    grid, x = np.linspace(0, 1, 101), np.array([field.share(value) for value in values])
-    y = (np.array(scores) - np.mean(scores)) / np.std(scores)
-    fits, likelihoods = [], []
-    for length in LENGTHS:
-        variances, axes = np.linalg.eigh(kernel(x, x, length))
-        for noise in NOISES:
-            whiten = (axes / np.sqrt(variances + noise)).T
-            scale = np.mean((whiten @ y) ** 2)
-            fits.append((length, whiten, scale))
-            likelihoods.append(-len(y) / 2 * np.log(scale) - np.log(variances + noise).sum() / 2)
-    likely = np.exp(np.array(likelihoods) - max(likelihoods))
     rng = np.random.default_rng(0)
-    drawn = []
-    for (length, whiten, scale), count in zip(
-        fits, rng.multinomial(DRAWS, likely / likely.sum()), strict=True
-    ):
-        known = whiten @ kernel(x, grid, length)
-        spread = kernel(grid, grid, length) - known.T @ known + 1e-6 * np.eye(len(grid))
-        noise = rng.normal(size=(count, len(grid))) @ np.linalg.cholesky(scale * spread).T
-        drawn.append(known.T @ whiten @ y + noise)
-    curves = np.mean(scores) + np.std(scores) * np.concatenate(drawn)
-    middle, sign = curves.mean(0), 1 if mode == "max" else -1
+    chosen = rng.permutation(len(x))[:MOST]
+    x, scores = x[chosen], scores[chosen]
+    count, dims = x.shape
+    y = (scores - scores.mean()) / scores.std()
+
+    def gaps(d: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        far = np.abs(a[:, None] - b)
+        far = far if fields[d].numeric else FAR * (far > 0)
+        one = np.isnan(a)[:, None] != np.isnan(b)
+        return np.nan_to_num(np.where(one, FAR, far))  # two that do not count are the same
+
+    def part(d: int, gaps: np.ndarray) -> np.ndarray:
+        strength, length = LIKELY[0] * (LIKELY[1] / LIKELY[0]) ** drawn[d]
+        r = np.sqrt(5) / length * gaps
+        return strength * (1 + r + r**2 / 3) * np.exp(-r)
+
+    def likelihood() -> tuple[float, np.ndarray]:
+        noise = NOISE[0] * (NOISE[1] / NOISE[0]) ** drawn[dims, 0]
+        root = np.linalg.cholesky(1 + sum(parts) + noise * np.eye(count))
+        white = solve_triangular(root, y, lower=True)
+        return -np.log(np.diag(root)).sum() - (white**2).sum() / 2, root
+
+    drawn = np.full((dims + 1, 2), 0.5)  # of their ranges, which are closed to circles
+    own = [gaps(d, x[:, d], x[:, d]) for d in range(dims)]
+    parts = [part(d, own[d]) for d in range(dims)]
+    grid, (likely, root) = np.linspace(0, 1, 101), likelihood()
+    along = np.abs(grid[:, None] - grid)
+    curves: dict[int, list[np.ndarray]] = {
+        d: [] for d, field in enumerate(fields) if field.numeric and len(np.unique(x[:, d])) > 2
+    }
+    for sweep in range(-WARM, DRAWS):
+        for d in range(dims + 1):
+            kept, known = drawn[d].copy(), parts[d] if d < dims else None
+            drawn[d] = (kept + rng.normal(size=2) * rng.choice((0.05, 0.3))) % 1
+            if d < dims:
+                parts[d] = part(d, own[d])
+            other, another = likelihood()
+            if np.log(rng.random()) < other - likely:
+                likely, root = other, another
+            else:
+                drawn[d] = kept
+                if known is not None:
+                    parts[d] = known
+        for d in curves if sweep >= 0 else ():
+            both = np.column_stack([y, part(d, gaps(d, x[:, d], grid))])
+            white, known = np.split(solve_triangular(root, both, lower=True), [1], axis=1)
+            spread = part(d, along) - known.T @ known + 1e-6 * np.eye(len(grid))
+            noise = rng.normal(size=(EACH, len(grid))) @ np.linalg.cholesky(spread).T
+            curve = white.T @ known + noise
+            at = np.rint(100 * x[~np.isnan(x[:, d]), d]).astype(int)
+            curves[d].append(curve - curve[:, at].mean(1, keepdims=True))
+    return {
+        fields[d].name: _trend(fields[d], scores.mean() + scores.std() * np.concatenate(each), mode)
+        for d, each in curves.items()
+    }
+
+
+def _trend(field: Field, curves: np.ndarray, mode: str) -> Trend:
+    """Of likely curves (K, 101)."""
+    grid, middle, sign = np.linspace(0, 1, 101), curves.mean(0), 1 if mode == "max" else -1
     optima = grid[(sign * curves).argmax(1)]
     first, last = np.percentile(optima, (10, 90))
     low, high = np.percentile(curves, (2.5, 97.5), axis=0)

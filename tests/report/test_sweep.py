@@ -16,7 +16,7 @@ from raycl.errors import RayclError
 from raycl.report import sweep_figures as figures
 from raycl.report.frame import duration
 from raycl.report.sweep import importance, rank_correlation, write_report
-from raycl.report.sweep_statistics import Field, trend
+from raycl.report.sweep_statistics import Field, Trend, trends
 from raycl.space import Distribution
 from raycl.sweep import Row
 from tests.report.test_page import Parsed, ink_of
@@ -354,8 +354,13 @@ def scattered(seed: int, optimum: float, effect: float = 0.25) -> tuple[list[flo
     return values.tolist(), scores.tolist()
 
 
+def trend(values: list[float], scores: list[float], mode: str = "max") -> Trend:
+    places = np.array([[TEMPERATURE.place(value)] for value in values])
+    return trends([TEMPERATURE], places, np.array(scores), mode)["t"]
+
+
 def test_the_optimum_is_where_it_is_as_often_as_is_said() -> None:
-    found = [trend(TEMPERATURE, *scattered(seed, 0.15), "max") for seed in range(12)]
+    found = [trend(*scattered(seed, 0.15)) for seed in range(12)]
     assert all("inside the range" in each.verdict for each in found)
     assert all(0.1 < each.best < 0.22 for each in found)
     assert sum(each.span[0] <= 0.15 <= each.span[1] for each in found) >= 9
@@ -364,18 +369,36 @@ def test_the_optimum_is_where_it_is_as_often_as_is_said() -> None:
     assert np.all(within)
 
 
+def test_what_other_fields_do_is_no_noise() -> None:
+    """Each of them more than the temperature: a choice, and a number that counts with one of it."""
+    values, scores = scattered(0, 0.15)
+    rng = np.random.default_rng(1)
+    choice, number = rng.integers(2, size=24), rng.random(24)
+    x = np.array([[TEMPERATURE.place(value) for value in values], choice, number]).T
+    x[choice == 1, 2] = np.nan
+    others = np.where(choice == 1, 1.0, -number)
+    fields = [
+        TEMPERATURE,
+        Field.of("optimizer", Distribution(choice=["sgd", "adamw"]), []),
+        Field.of("momentum", Distribution(uniform=(0.0, 1.0)), []),
+    ]
+    found = trends(fields, x, scores + others, "max")
+    assert "inside the range" in found["t"].verdict and 0.1 < found["t"].best < 0.22
+    assert "at the lower end" in found["momentum"].verdict and "optimizer" not in found
+
+
 @pytest.mark.parametrize(("optimum", "end"), [(5.0, "upper"), (0.006, "lower")])
 def test_an_optimum_at_the_end_of_the_range_is_said_to_be_there(optimum: float, end: str) -> None:
     values, scores = scattered(0, optimum)
-    found = trend(TEMPERATURE, values, scores, "max")
+    found = trend(values, scores)
     assert f"at the {end} end of the range" in found.verdict
     assert found.best == pytest.approx(1.0 if end == "upper" else 0.03)
-    lower = trend(TEMPERATURE, values, [-score for score in scores], "min")
+    lower = trend(values, [-score for score in scores], "min")
     assert lower.verdict == found.verdict
 
 
 def test_the_best_value_of_an_irrelevant_field_stays_undecided() -> None:
-    found = [trend(TEMPERATURE, *scattered(seed, 1.0, 0.0), "max") for seed in range(8)]
+    found = [trend(*scattered(seed, 1.0, 0.0)) for seed in range(8)]
     assert sum(each.verdict == "best value undecided" for each in found) >= 7
     # Most likely somewhere inside, but anywhere.
     inside = replace(found[0], lower=0.05, inside=0.9, upper=0.05)
