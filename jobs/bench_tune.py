@@ -31,7 +31,7 @@ from rich.table import Table
 from raycl.errors import RayclError
 from raycl.recipe import load
 from raycl.report.machine import write_figures
-from raycl.report.sweep_statistics import Field, importance, trends
+from raycl.report.sweep_statistics import Field, effects
 from raycl.sweep import read, settings_of, trials
 from raycl.tune.search import search
 
@@ -94,11 +94,10 @@ def learned(places: list[Path]) -> tuple[float, dict[str, tuple[float, float, st
     values = {name: [row.values[name] for row in rows] for name in tune.search}
     fields = [Field.of(name, tune.search[name], values[name]) for name in values]
     x = np.array([[field.at(row) for field in fields] for row in rows])
-    r2, means, spreads = importance(x, np.array(scores))
-    curves = trends(fields, x, np.array(scores), tune.mode)
-    verdicts = [curves[name].verdict if name in curves else "no numbers" for name in values]
-    found = zip(means.tolist(), spreads.tolist(), verdicts, strict=True)
-    return r2, dict(zip(values, found, strict=True))
+    found = effects(fields, x, np.array(scores), tune.mode)
+    trends = [found.trends[name].verdict if name in found.trends else "" for name in values]
+    columns = zip(found.importance.tolist(), found.deviation.tolist(), trends, strict=True)
+    return found.r2, dict(zip(values, columns, strict=True))
 
 
 def main() -> int:

@@ -24,20 +24,19 @@ from raycl.report.frame import Missing, duration, html, items, write
 from raycl.report.sweep_figures import label
 from raycl.report.sweep_statistics import (
     CERTAIN,
-    SPLITS,
+    Effects,
     Field,
-    importance,
+    effects,
     rank_correlation,
     shortened,
     text,
-    trends,
 )
 from raycl.space import Tune
 from raycl.sweep import Event, Row, best_recipe, read, settings_of, trials, winner
 
 ROWS = 20  # of the table of trials
 REACHED = 0.9  # of the measured trials, at the epoch at which they are compared
-FOREST, CURVE, RANKING = 8, 6, 5  # trials that each needs at least
+IMPORTANCE, CURVE, RANKING = 8, 6, 5  # trials that each needs at least
 UNLABELLED = {"rank_me": "RankMe", "alpha_req": "alpha-ReQ, nearness to 1"}
 CHANGING = ("pbt", "pb2")  # give trials other values under way
 
@@ -106,6 +105,12 @@ class Sweep:
         names = sorted(self.tune.search, key="method.temperature".__ne__)
         values = {n: [r.values[n] for r in self.rows if n in r.values] for n in names}
         return [Field.of(name, self.tune.search[name], values[name]) for name in names]
+
+    @cached_property
+    def effects(self) -> Effects:
+        rows, scores, _ = _comparable(self)
+        x = np.array([[field.at(row) for field in self.fields] for row in rows])
+        return effects(self.fields, x, scores, self.tune.mode)
 
     def ended(self, phase: str) -> bool:
         return any(e["event"] == "over" and e["phase"] == phase for e in self.events)
@@ -238,38 +243,30 @@ def _comparable(sweep: Sweep) -> tuple[list[Row], np.ndarray, str]:
     return rows, scores, note
 
 
-def _places(sweep: Sweep, rows: list[Row]) -> np.ndarray:
-    """(N, D), of the trials' values on the fields' axes; NaN where a field does not count."""
-    return np.array([[field.at(row) for field in sweep.fields] for row in rows])
-
-
 def _importance(sweep: Sweep) -> str:
-    rows, scores, note = _comparable(sweep)
-    if len(rows) < FOREST:
-        raise Missing(f"Importances need {FOREST} measured trials; there are {len(rows)}.")
-    x = _places(sweep, rows)
-    # To a tree a value that does not count is one off the axis.
-    r2, mean, deviation = importance(np.nan_to_num(x, nan=-1.0), scores)
-    order = np.argsort(-mean, kind="stable")
+    rows, _, note = _comparable(sweep)
+    if len(rows) < IMPORTANCE:
+        raise Missing(f"Importances need {IMPORTANCE} measured trials; there are {len(rows)}.")
+    found = sweep.effects
+    order = np.argsort(-found.importance, kind="stable")
     names = [sweep.fields[i].name for i in order]
     verdict = (
-        f"The forest explains {100 * r2:.0f} % of the variance of trials that it has not seen "
-        f"(R² = {r2:.2f})."
-        if r2 > 0
-        else "The forest predicts trials that it has not seen no better than their mean does "
-        f"(R² = {r2:.2f}): these importances mean nothing."
+        f"The sum of the curves below explains {100 * found.r2:.0f} % of the variance of trials "
+        f"that it has not seen (R² = {found.r2:.2f})."
+        if found.r2 > 0
+        else "The sum of the curves below predicts trials that it has not seen no better than "
+        f"their mean does (R² = {found.r2:.2f}): these importances mean nothing."
     )
-    return _wide(figures.importances(names, mean[order], deviation[order])) + _note(
-        f"{verdict} A bar is how much lower R² is on trials not seen when a field's values are "
-        f"shuffled among them, in the mean of {SPLITS} bootstraps of the trials; its whisker is "
-        f"their standard deviation. {note}"
+    bars = figures.importances(names, found.importance[order], found.deviation[order])
+    return _wide(bars) + _note(
+        f"{verdict} A bar is how much lower R² is without the field, where each trial in turn is "
+        f"left out; its whisker is the standard error over trials. {note}"
     )
 
 
 def _responses(sweep: Sweep) -> str:
     rows, scores, note = _comparable(sweep)
-    enough = len(rows) >= CURVE
-    found = trends(sweep.fields, _places(sweep, rows), scores, sweep.tune.mode) if enough else {}
+    found = sweep.effects.trends if len(rows) >= CURVE else {}
     shown = ""
     for index, field in enumerate(sweep.fields):
         having = [i for i, row in enumerate(rows) if field.name in row.values]

@@ -12,10 +12,10 @@ from raycl.report.figures import number
 from raycl.space import Distribution
 from raycl.sweep import Row
 
-SPLITS, TREES, SHUFFLES = 20, 20, 5  # of the forests
 MOST = 150  # trials that curves are made of; the time grows with the cube of them
 # Of Metropolis's algorithm: rounds before the first draw, rounds, and curves of each of them.
 WARM, DRAWS, EACH = 100, 400, 3
+APART = 10  # rounds between those that trials are left out of
 # Variance of a field's effect, of the scores', and the length over which it bends, of its range.
 LIKELY = np.array([(1e-2, 0.2), (10.0, 1.6)])  # from, to
 FAR = 1e3  # between values that have nothing in common
@@ -118,9 +118,24 @@ class Trend:
         return "best value undecided"
 
 
-def trends(
-    fields: Sequence[Field], x: np.ndarray, scores: np.ndarray, mode: str
-) -> dict[str, Trend]:
+@dataclass(frozen=True)
+class Effects:
+    """What fields do to the score.
+
+    Attributes:
+        r2: R² on trials that are left out, one at a time.
+        importance: how much lower it is without a field, (D,).
+        deviation: the standard error of this over trials, (D,).
+        trends: of the fields with a range of numbers of which three occur at least, by name.
+    """
+
+    r2: float
+    importance: np.ndarray
+    deviation: np.ndarray
+    trends: dict[str, Trend]
+
+
+def effects(fields: Sequence[Field], x: np.ndarray, scores: np.ndarray, mode: str) -> Effects:
     """What each field does by itself: scores as a sum of Gaussian processes, one of each field.
 
     As Duvenaud, Nickisch and Rasmussen (2011) have it, without their products: what other fields do
@@ -133,9 +148,6 @@ def trends(
             of more than 150 some are left out.
         scores: (N,), not all the same.
         mode: max or min, of the scores.
-
-    Returns:
-        Of the fields with a range of numbers of which three occur at least.
     """
     from scipy.linalg import solve_triangular
 
@@ -167,6 +179,7 @@ def trends(
     parts = [part(d, own[d]) for d in range(dims)]
     grid, (likely, root) = np.linspace(0, 1, 101), likelihood()
     along = np.abs(grid[:, None] - grid)
+    missed = []  # (1 + D, N) each: errors of trials that are left out, also without a field
     curves: dict[int, list[np.ndarray]] = {
         d: [] for d, field in enumerate(fields) if field.numeric and len(np.unique(x[:, d])) > 2
     }
@@ -183,6 +196,11 @@ def trends(
                 drawn[d] = kept
                 if known is not None:
                     parts[d] = known
+        if sweep >= 0 and sweep % APART == 0:
+            whole = root @ root.T
+            inverses = np.linalg.inv(np.stack([whole, *(whole - part for part in parts)]))
+            # Rasmussen & Williams, section 5.4.2.
+            missed.append(inverses @ y / np.diagonal(inverses, axis1=1, axis2=2))
         for d in curves if sweep >= 0 else ():
             both = np.column_stack([y, part(d, gaps(d, x[:, d], grid))])
             white, known = np.split(solve_triangular(root, both, lower=True), [1], axis=1)
@@ -191,10 +209,19 @@ def trends(
             curve = white.T @ known + noise
             at = np.rint(100 * x[~np.isnan(x[:, d]), d]).astype(int)
             curves[d].append(curve - curve[:, at].mean(1, keepdims=True))
-    return {
-        fields[d].name: _trend(fields[d], scores.mean() + scores.std() * np.concatenate(each), mode)
-        for d, each in curves.items()
-    }
+    squares = np.mean(missed, axis=0) ** 2
+    worse = squares[1:] - squares[0]
+    return Effects(
+        float(1 - squares[0].mean()),
+        worse.mean(1),
+        worse.std(1, ddof=1) / np.sqrt(count),
+        {
+            fields[d].name: _trend(
+                fields[d], scores.mean() + scores.std() * np.concatenate(each), mode
+            )
+            for d, each in curves.items()
+        },
+    )
 
 
 def _trend(field: Field, curves: np.ndarray, mode: str) -> Trend:
@@ -213,42 +240,6 @@ def _trend(field: Field, curves: np.ndarray, mode: str) -> Trend:
         upper=float((optima == 1).mean()),
         wide=bool(last - first > 0.5),
     )
-
-
-def importance(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """How much a random forest's predictions depend on each column (Breiman 2001).
-
-    Forests learn from bootstraps of the rows and are tested on the rows left out, whose columns are
-    shuffled one at a time.
-
-    Args:
-        x: (N, D), N >= 8.
-        y: (N,), not all the same.
-
-    Returns:
-        R² on rows left out; mean and standard deviation over bootstraps of its drop, (D,).
-    """
-    from sklearn.ensemble import RandomForestRegressor
-
-    rng, (count, dims) = np.random.default_rng(0), x.shape
-    errors, drops = [], []
-    for split in range(SPLITS):
-        chosen = rng.integers(count, size=count)
-        left = np.setdiff1d(np.arange(count), chosen)
-        if not len(left):
-            continue
-        forest = RandomForestRegressor(TREES, min_samples_leaf=2, random_state=split, n_jobs=1)
-        forest.fit(x[chosen], y[chosen])
-        shuffled = np.tile(x[left], (dims, SHUFFLES, 1, 1))
-        for d in range(dims):
-            shuffled[d, ..., d] = rng.permuted(shuffled[d, ..., d], axis=1)
-        # All at once: a call of the forest costs more than its rows.
-        predicted = forest.predict(np.concatenate([x[left], shuffled.reshape(-1, dims)]))
-        squares = (predicted.reshape(1 + dims * SHUFFLES, -1) - y[left]) ** 2
-        errors.append(squares[0].mean())
-        drops.append(squares[1:].reshape(dims, -1).mean(1) - errors[-1])
-    share = np.array(drops) / y.var()
-    return float(1 - np.mean(errors) / y.var()), share.mean(0), share.std(0, ddof=1)
 
 
 def rank_correlation(pairs: np.ndarray) -> tuple[float, float, float]:

@@ -15,8 +15,8 @@ from scipy.stats import spearmanr
 from raycl.errors import RayclError
 from raycl.report import sweep_figures as figures
 from raycl.report.frame import duration
-from raycl.report.sweep import importance, rank_correlation, write_report
-from raycl.report.sweep_statistics import Field, Trend, trends
+from raycl.report.sweep import rank_correlation, write_report
+from raycl.report.sweep_statistics import Field, Trend, effects
 from raycl.space import Distribution
 from raycl.sweep import Row
 from tests.report.test_page import Parsed, ink_of
@@ -322,8 +322,10 @@ def test_importances_of_noise_are_said_to_mean_nothing(tmp_path: Path) -> None:
 def test_importance_finds_what_a_function_depends_on() -> None:
     rng = np.random.default_rng(1)
     x = rng.random((60, 3))
-    r2, mean, deviation = importance(x, 2 * x[:, 0] + x[:, 1] + 0.05 * rng.normal(size=60))
-    assert r2 > 0.8
+    fields = [Field.of(name, Distribution(uniform=(0.0, 1.0)), []) for name in "abc"]
+    found = effects(fields, x, 2 * x[:, 0] + x[:, 1] + 0.05 * rng.normal(size=60), "max")
+    mean, deviation = found.importance, found.deviation
+    assert found.r2 > 0.8
     assert mean[0] > mean[1] > mean[2] + deviation[2]
     assert abs(mean[2]) < 0.05 and (deviation > 0).all()
 
@@ -356,7 +358,7 @@ def scattered(seed: int, optimum: float, effect: float = 0.25) -> tuple[list[flo
 
 def trend(values: list[float], scores: list[float], mode: str = "max") -> Trend:
     places = np.array([[TEMPERATURE.place(value)] for value in values])
-    return trends([TEMPERATURE], places, np.array(scores), mode)["t"]
+    return effects([TEMPERATURE], places, np.array(scores), mode).trends["t"]
 
 
 def test_the_optimum_is_where_it_is_as_often_as_is_said() -> None:
@@ -382,7 +384,7 @@ def test_what_other_fields_do_is_no_noise() -> None:
         Field.of("optimizer", Distribution(choice=["sgd", "adamw"]), []),
         Field.of("momentum", Distribution(uniform=(0.0, 1.0)), []),
     ]
-    found = trends(fields, x, scores + others, "max")
+    found = effects(fields, x, scores + others, "max").trends
     assert "inside the range" in found["t"].verdict and 0.1 < found["t"].best < 0.22
     assert "at the lower end" in found["momentum"].verdict and "optimizer" not in found
 
