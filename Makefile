@@ -36,15 +36,16 @@ lint: .venv/.packages
 types: .venv/.packages
 	$(BIN)/mypy
 
-# Three at a time, each with a cluster of its own: half of their time they wait for Ray. Of the tests
+# Two at a time, each with a cluster of its own: half of their time they wait for Ray. Of the tests
 # on several hosts only `ray up`; the others are `make hosts`.
 pytest: .venv/.packages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		--ignore=tests/cluster/test_hosts.py --ignore=tests/cluster/test_signals.py --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow" --ignore=tests/cluster/test_hosts.py --ignore=tests/cluster/test_signals.py \
+		--durations=25
 
 # Needs root, iproute2, sshd and rsync: hosts are namespaces. Takes some minutes.
 hosts: .venv/.packages
-	RAYCL_NEEDS_HOSTS=1 $(BIN)/python -m pytest -s tests/cluster
+	RAYCL_NEEDS_HOSTS=1 $(BIN)/python -m pytest -s tests/cluster tests/train/test_growth.py
 
 # Thirty random faults over one run; about half an hour.
 soak: .venv/.packages
