@@ -30,7 +30,7 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
         local: settings of `ray.init` for a local Ray.
 
     Raises:
-        RayclError: nothing listens at the address.
+        RayclError: no Ray is at the address, or it does not let this process in.
     """
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -40,12 +40,20 @@ def connected(address: str | None, **local: Any) -> Iterator[bool]:
     asked = address or os.environ.get("RAY_ADDRESS")
     if asked:
         _reach(asked)
-    context = ray.init(
-        address=asked or "local",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **({} if asked else {"include_dashboard": False} | local),
-    )
+    try:
+        context = ray.init(
+            address=asked or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **({} if asked else {"include_dashboard": False} | local),
+        )
+    except ConnectionError as error:
+        if not asked:
+            raise
+        raise RayclError(
+            f"Ray's address {asked}: {str(error).strip(' .')}; is a head there, of this version of "
+            "Ray, and is the cluster's token here (RAY_AUTH_MODE=token and ~/.ray/auth_token)?"
+        ) from None
     if context.dashboard_url:
         _log.info("Ray's dashboard: http://%s", context.dashboard_url)
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import Cluster
 
 ASK = """
 from raycl.data import connect
@@ -29,8 +32,18 @@ except connect.RayclError as error:
 )
 def test_an_address_where_no_ray_is_told_at_once(address: str, why: str) -> None:
     """Ray's own way is to try for many minutes. In a process of its own: this one has a Ray."""
+    told = asked(address)
+    assert f"Ray's address {address}: nothing answers there" in told and re.search(why, told)
+
+
+def test_who_is_not_let_in_is_told_of_the_token(cluster: Cluster) -> None:
+    told = asked(cluster.address, RAY_AUTH_TOKEN="0" * 64)
+    assert f"Ray's address {cluster.address}: " in told and "the cluster's token" in told
+
+
+def asked(address: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", ASK.format(address)], capture_output=True, text=True, timeout=60
-    )
-    assert f"Ray's address {address}: nothing answers there" in done.stdout
-    assert re.search(why, done.stdout)
+        [sys.executable, "-c", ASK.format(address)],
+        capture_output=True, text=True, timeout=100, env=os.environ | environment,
+    )  # fmt: skip
+    return done.stdout
