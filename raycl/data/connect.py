@@ -70,7 +70,7 @@ def _reach(address: str) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            return socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+            return socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) or time.monotonic() > until:
                 raise RayclError(

@@ -181,7 +181,9 @@ def effects(fields: Sequence[Field], x: np.ndarray, scores: np.ndarray, mode: st
     along = np.abs(grid[:, None] - grid)
     missed = []  # (1 + D, N) each: errors of trials that are left out, also without a field
     curves: dict[int, list[np.ndarray]] = {
-        d: [] for d, field in enumerate(fields) if field.numeric and len(np.unique(x[:, d])) > 2
+        d: []
+        for d, field in enumerate(fields)
+        if field.numeric and len(set(x[~np.isnan(x[:, d]), d])) > 2
     }
     for sweep in range(-WARM, DRAWS):
         for d in range(dims + 1):
