@@ -4,18 +4,23 @@
 
 A study is `raycl/recipes/METHOD/study.yml` by the name of its method, `raycl/recipes/NAME.yml` by
 its own (mvgrl/nodes), or a file: arms, each a recipe and what is changed in it, and what is changed
-when they are scored. Runs lie in OUT/ARM-SEED; those that have ended are not repeated, so that the
-same command goes on after an interruption. Scores are of the newest checkpoint on `data.test`, by
-the protocols of the recipe; seconds are the median of the epochs on this machine.
+when they are scored. A method of the family (byol) that has none is compared with SimCLR.
+
+Runs lie in OUT/ARM-SEED; those that have ended are not repeated, so that the same command goes on
+after an interruption. Scores are of the newest checkpoint on `data.test`, by the protocols of the
+recipe; seconds are the median of the epochs on this machine. The command, its time, machine and
+commit stand below the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import tempfile
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ from rich.table import Table
 
 from raycl.errors import RayclError
 from raycl.recipe import load
-from raycl.report.machine import write_figures
+from raycl.report.machine import commit, machine, write_figures
 from raycl.report.scores import PLAIN, heading
 from raycl.train.evaluation import evaluate
 from raycl.train.trainer import pretrain
@@ -37,11 +42,14 @@ Figures = dict[str, list[float]]  # by name, a value for each seed
 def study(name: str) -> dict[str, Any]:
     recipes = Path(str(resources.files("raycl"))) / "recipes"
     paths = [Path(name), recipes / name / "study.yml", recipes / f"{name}.yml"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise RayclError(f"{name}: no study; there is none of {', '.join(map(str, paths))}")
+    path = next((path for path in paths if path.is_file()), recipes / "family" / "study.yml")
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+    if path in paths:
+        return content
+    if name not in content["arms"]:
+        raise RayclError(f"{name}: no study; there is none of {', '.join(map(str, paths))}")
+    arms = {arm: content["arms"][arm] for arm in ("simclr", name)}
+    return content | {"arms": arms}
 
 
 def figures_of(run: Path, scorings: dict[str, list[str]], untrained: bool) -> dict[str, float]:
@@ -100,6 +108,7 @@ def main() -> int:
         )
     out = arguments.out or Path(tempfile.mkdtemp(prefix="raycl-study-"))
     print(f"runs: {out}", flush=True)
+    begin = time.monotonic()
     arms: dict[str, Figures] = {}
     scorings = {"evaluation": content.get("evaluate", [])}
     scorings |= {name: changes for name, *changes in arguments.also}
@@ -119,6 +128,11 @@ def main() -> int:
                 flush=True,
             )
     show(arms)
+    print(f"command: python {shlex.join(sys.argv)}")
+    print(
+        f"time: {(time.monotonic() - begin) / 60:.0f} min until {time.strftime('%Y-%m-%d %H:%M')}"
+    )
+    print(f"machine: {machine()['cpu']}, {machine()['cores']} cores; commit: {commit()}")
     if arguments.json:
         write_figures(arguments.json, {"study": content, "arms": arms}, ["raycl", "torch"])
     return 0

@@ -16,6 +16,7 @@ import yaml
 
 from raycl.data.shards import Shards
 from raycl.recipe import load
+from raycl.report.machine import commit
 from tests.cluster.conftest import until
 from tests.conftest import ROOT, Cluster
 
@@ -167,7 +168,9 @@ def test_a_study_is_run_once_and_told_in_a_table(
         [*command, "--arms", "cold"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert mistaken.returncode == 1 and "--arms: 'cold' is no arm of" in mistaken.stderr
-    assert "warm" in call()
+    told = call()
+    assert "warm" in told and f"command: python jobs/reproduce.py {study}" in told
+    assert f"commit: {commit()}" in told
     assert sorted(path.name for path in out.iterdir()) == ["warm-0", "warm-1"]
     assert "temperature: 0.5" in (out / "warm-1" / "recipe.yaml").read_text()
     written = (out / "warm-0" / "encoder.safetensors").stat().st_mtime_ns
@@ -178,6 +181,17 @@ def test_a_study_is_run_once_and_told_in_a_table(
     assert "untrained encoder: kNN" in found["warm"] and found["warm"]["kNN"][0] > 10
     row = json.loads((out / "warm-0" / "evaluation.json").read_text())["rows"][-1]
     assert 100 * row["score"] == found["warm"]["kNN"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("byol", "it has: simclr, byol "), ("bayol", "bayol: no study")]
+)
+def test_a_method_without_a_study_is_compared_with_simclr(name: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/reproduce.py", name, "--arms", "none"],
+        cwd=ROOT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1 and told in done.stderr
 
 
 OTHERS = sorted((ROOT / "raycl" / "recipes").rglob("*.yml"))

@@ -73,8 +73,7 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 
     SimSiam's distance (Chen and He 2021, equation 1); BYOL's is 2 more than twice it.
     """
-    with torch.autocast(p.device.type, enabled=False):
-        return -F.cosine_similarity(_precise(p), _precise(z.detach())).mean()
+    return -F.cosine_similarity(_precise(p), _precise(z.detach())).mean()
 
 
 def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float) -> Tensor:
@@ -212,7 +211,7 @@ def swapped(
 
 
 def _precise(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
+    return z if z.dtype.itemsize >= 4 else z.float()
 
 
 def unit(z: Tensor) -> Tensor:

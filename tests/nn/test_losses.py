@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raycl.nn import collectives
-from raycl.nn.losses import nt_xent
+from raycl.nn.losses import negative_cosine, nt_xent
 from tests.nn.distributed import run
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -89,6 +89,15 @@ def test_half_precision_is_promoted_also_under_autocast() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     assert z1.grad is not None and z1.grad.dtype == torch.bfloat16
+
+
+def test_a_cosine_under_autocast_is_computed_in_single_precision() -> None:
+    p, z = (z.detach().bfloat16() for z in _views(32, 16, torch.float32))
+    expected = negative_cosine(p.double(), z.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = negative_cosine(p, z)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_only_the_direction_counts() -> None:
