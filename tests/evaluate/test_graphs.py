@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycl.errors import RayclError
-from raycl.evaluate.graphs import Scores, clusters, graph_svm, node_probe
+from raycl.evaluate.graphs import COSTS, Scores, clusters, graph_svm, node_probe, svm_guesses
 
 
 def blobs(rows: int, distance: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -63,17 +63,25 @@ def test_svm_of_easy_and_of_meaningless_features() -> None:
     assert graph_svm(noise, y).mean == pytest.approx(1 / 3, abs=0.15)
 
 
-def test_svm_is_that_of_scikit_learn() -> None:
+@pytest.mark.parametrize("classes", [2, 3])
+def test_svm_is_that_of_scikit_learn(classes: int) -> None:
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import LinearSVC
 
     from raycl.evaluate.labels import folds
 
     x, y = blobs(90, 1)
+    x, y = x[y < classes], y[y < classes]
+    theirs = [
+        LinearSVC(C=cost, dual=False, tol=1e-9, max_iter=100_000).fit(x, y).predict(x)
+        for cost in COSTS
+    ]
+    assert svm_guesses(x, y, x, COSTS).tolist() == np.stack(theirs).tolist()
+
     scores = graph_svm(x, y, seed=3)
     rest, held_out = folds(y, 10, 3)[0]
-    grid = {"C": [10.0**power for power in range(-3, 4)]}
-    search = GridSearchCV(LinearSVC(random_state=3), grid, cv=5).fit(x[rest], y[rest])
+    machine = LinearSVC(dual=False, tol=1e-9, max_iter=100_000)
+    search = GridSearchCV(machine, {"C": COSTS}, cv=folds(y[rest], 5, 3)).fit(x[rest], y[rest])
     assert scores.values[0] == search.score(x[held_out], y[held_out])
     assert len(scores.values) == 10 and 0.4 < scores.mean < 1
 
