@@ -126,7 +126,7 @@ def svm_guesses(x: Tensor, y: Tensor, test_x: Tensor, costs: Sequence[float]) ->
 
     One against the rest, with the squared hinge loss and a bias that decays as weights do, which is
     LIBLINEAR's and scikit-learn's default. Theirs stops after a thousand passes, at high costs far
-    from the minimum; of 512 features of 720 graphs it took 12 s for `COSTS`, and this 0.4 s.
+    from the minimum; of 512 features of 720 graphs it took 12 s for `COSTS`, and this 0.5 s.
 
     Args:
         x: to fit to.
